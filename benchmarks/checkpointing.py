@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import harness, models
 from research.callbacks.checkpoint import Checkpoint
+from research.contracts import contract
 from research.data.modular import modular
 from research.training import checkpoint
 from research.training.manifest import Manifest
@@ -31,6 +32,7 @@ WINDOW, BATCH = 100, 16  # steps, samples
 OUTPUTS = harness.ROOT / "outputs"  # the disk that runs are written to
 
 
+@contract
 def write_plain(path: Path, num_bytes: int) -> Path:
     """Write so many bytes and sync them; return the path."""
     block = memoryview(bytes(1 << 24))
@@ -76,6 +78,7 @@ class Windows(Callback):
         self.times: dict[str, list[float]] = {mode: [] for mode in self.modes}
         self.window_start = 0.0
 
+    @contract
     def on_step(self, state: State) -> None:
         window, position = divmod(state.progress.step, WINDOW)
         saving = self.modes[mode := list(self.modes)[window % len(self.modes)]]
@@ -90,6 +93,7 @@ class Windows(Callback):
             self.window_start = now
 
 
+@contract
 def main(millions: int, commits: int, rounds: int, threads: int) -> harness.Results:
     OUTPUTS.mkdir(exist_ok=True)
     data, windows = modular(p=47), Windows()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from benchmarks import harness
+from research.contracts import contract
 from research.optim import fused, grokfast
 
 BASELINE, ONE_PASS, IN_TORCH, WINDOW = "AdamW(fused=True)", "ours, one pass", "ours, in torch", "ours, window of 100, one pass"
@@ -96,6 +97,7 @@ def list_builders(model: nn.Module) -> dict[str, Callable[[], Version]]:
     }
 
 
+@contract
 def make_arm(step: Callable[[], object], steps: int, params: list[nn.Parameter], clock: harness.Clock) -> harness.Clock:
     """Return an arm that measures seconds a step. One step before them, which does not count, warms the caches."""
     raw = [torch.randn_like(p) * 0.01 for p in params]
@@ -114,6 +116,7 @@ def make_arm(step: Callable[[], object], steps: int, params: list[nn.Parameter],
     return measure_steps
 
 
+@contract
 def measure(size: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     """Print the table of a size; return the ratios."""
     torch.manual_seed(0)
@@ -142,6 +145,7 @@ def measure(size: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     return ratios
 
 
+@contract
 def main(sizes: list[str], rounds: int, threads: int) -> harness.Results:
     logging.disable(logging.WARNING)  # warnings of the window's memory, which the table has
     torch.set_num_threads(threads)

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from benchmarks import harness, models
+from research.contracts import contract
 from research.data.spec import Tokens
 from research.export import gguf
 from research.export.layout import Options, Source
@@ -101,6 +102,7 @@ def make_model(size: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transfo
     return model.eval().requires_grad_(False), layers_mb
 
 
+@contract
 def build(name: str, size: dict[str, Any], threads: int) -> tuple[Feed, Callable[[], None], float]:
     """Return what an arm reads tokens with, what makes it forget them, and the MB of its layers."""
     if name == "llama.cpp":
@@ -117,6 +119,7 @@ def build(name: str, size: dict[str, Any], threads: int) -> tuple[Feed, Callable
     return lambda tokens: decoder.feed(torch.tensor(tokens)), decoder.reset, layers_mb
 
 
+@contract
 def run_arm(name: str, size: dict[str, Any], threads: int) -> Iterator[dict[str, float]]:
     """Yield the figures of each round: seconds a token, and MB."""
     torch.set_num_threads(threads)
@@ -152,6 +155,7 @@ def read_figures(process: ProcessPoolExecutor) -> dict[str, float]:
     return process.submit(advance_arm).result()
 
 
+@contract
 def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str, float]:
     """Print the table of a size; return its ratios."""
     with ExitStack() as stack:
@@ -171,6 +175,7 @@ def compare(size: str, names: list[str], threads: int, rounds: int) -> dict[str,
     return ratios
 
 
+@contract
 def main(sizes: list[str], rounds: int, threads: int) -> harness.Results:
     llama = harness.has_peer("llama.cpp", "llama-cpp-python gguf", "llama_cpp", "gguf")
     names = ["ours", *["llama.cpp"] * llama, "bf16", "float32"]

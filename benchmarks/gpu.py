@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, models
+from research.contracts import contract
 from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -26,6 +27,7 @@ COPIES = 16  # distinct matrices: more than a cache holds
 Work = Callable[[], object]
 
 
+@contract
 def measure(work: Work) -> float:
     """Return the seconds of a work by the GPU's own clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -36,6 +38,7 @@ def measure(work: Work) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
+@contract
 def run_interleaved(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
     """Run the works in turn, after two rounds that do not count; return their seconds."""
     return harness.run_interleaved({name: partial(measure, work) for name, work in works.items()}, rounds, warm_up=2)
@@ -74,6 +77,7 @@ def make_training_step(linear: type[nn.Linear]) -> Work:
     return models.make_step(model, optimizer, tokens, autocast=True, clip_norm=None)
 
 
+@contract
 def main(rounds: int) -> harness.Results:
     if not torch.cuda.is_available():
         print("no NVIDIA GPU here: nothing to measure")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from research.contracts import contract
 from research.tracking.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ Results = Mapping[str, Any]  # name -> number; or the name of a part -> its resu
 Bounds = Mapping[str, Any]  # name of a result -> bound; or the name of a part -> its bounds
 
 
+@contract
 def take_count(default: Any, minimum: int = 1, **settings: Any) -> dict[str, Any]:
     """Return the settings of an option that takes an integer of at least `minimum`."""
 
@@ -40,6 +42,7 @@ def take_count(default: Any, minimum: int = 1, **settings: Any) -> dict[str, Any
     return {"type": count, "default": default, "help": f"at least {minimum}; by default {default}", **settings}
 
 
+@contract
 def take_choices(kind: str, names: Collection[str]) -> dict[str, Any]:
     """Return the settings of an option that takes some of `names`, by default all; commas separate them."""
     valid = f"some of {', '.join(names)}, with commas between"
@@ -54,6 +57,7 @@ def take_choices(kind: str, names: Collection[str]) -> dict[str, Any]:
     return {"type": parse_choices, "default": list(names), "help": valid}
 
 
+@contract
 def run(main: Main, doc: str | None, at_most: Bounds = EMPTY, at_least: Bounds = EMPTY, **options: Any) -> Results:
     """Call the `main` of a program with its options, print the last line for what it returns, and return that.
 
@@ -68,6 +72,7 @@ def run(main: Main, doc: str | None, at_most: Bounds = EMPTY, at_least: Bounds =
     return results
 
 
+@contract
 def has_peer(peer: str, packages: str, *modules: str) -> bool:
     """Return true if all `modules` of a peer are installed; else print which `packages` bring them."""
     installed = all(importlib.util.find_spec(module) for module in modules)
@@ -76,6 +81,7 @@ def has_peer(peer: str, packages: str, *modules: str) -> bool:
     return installed
 
 
+@contract
 def build_versions(builders: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
     """Return what the builders return; and for each that cannot run, the reason: a package is missing, or it fails."""
     versions: dict[str, T] = {}
@@ -90,6 +96,7 @@ def build_versions(builders: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T
     return versions, reasons
 
 
+@contract
 def start_python(
     *args: str, folder: Path = ROOT, variables: Mapping[str, str] = EMPTY, stdout: Any = subprocess.PIPE
 ) -> subprocess.Popen[str]:
@@ -99,6 +106,7 @@ def start_python(
     return subprocess.Popen([sys.executable, *args], cwd=folder, env=env, stdout=stdout, stderr=subprocess.STDOUT, text=True)
 
 
+@contract
 def run_python(*args: str, check: bool = True, **settings: Any) -> tuple[int, str]:
     """Run Python to its end; `settings` are those of `start_python`. Return its exit code and its output.
 
@@ -111,6 +119,7 @@ def run_python(*args: str, check: bool = True, **settings: Any) -> tuple[int, st
     return process.returncode, output
 
 
+@contract
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Return the first true value of `condition`. Raise TimeoutError after so many seconds."""
     deadline = time.monotonic() + seconds
@@ -121,11 +130,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     return value
 
 
+@contract
 def select_clock(threads: int) -> Clock:
     """Return the clock of CPU time for one thread, which other load disturbs less, and of wall time for several."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
+@contract
 def make_arm(work: Callable[[], object], clock: Clock = time.perf_counter) -> Callable[[], float]:
     """Return an arm: it does `work` once and returns the seconds by `clock`."""
 
@@ -137,6 +148,7 @@ def make_arm(work: Callable[[], object], clock: Clock = time.perf_counter) -> Ca
     return measure
 
 
+@contract
 def run_interleaved(arms: Mapping[str, Callable[[], T]], rounds: int, warm_up: int = 1, seed: int = 0) -> dict[str, list[T]]:
     """Run every arm once a round, in random order. Return what each arm measured, without the `warm_up` rounds."""
     results: dict[str, list[T]] = {name: [] for name in arms}
@@ -158,12 +170,14 @@ class Quartiles(NamedTuple):
         return f"{self.low:.3f}-{self.high:.3f}"
 
 
+@contract
 def compare(times: Sequence[float], base: Sequence[float]) -> Quartiles:
     """Return the quartiles of `times` over `base`, round by round."""
     ratios = [a / b for a, b in zip(times, base, strict=True)]
     return Quartiles(*statistics.quantiles(ratios)) if len(ratios) > 1 else Quartiles(*(ratios * 3))
 
 
+@contract
 class Table:
     """A table on stdout whose rows appear as they are measured: a name on the left, then cells on the right."""
 
@@ -178,6 +192,7 @@ class Table:
         print(f"{name:<{self.width}}" + "".join(texts), flush=True)
 
 
+@contract
 def report(
     title: str,
     times: Mapping[str, Sequence[float]],
@@ -220,6 +235,7 @@ def list_violations(results: Results, at_most: Bounds, at_least: Bounds = EMPTY)
     return lines
 
 
+@contract
 def finish(results: Results, at_most: Bounds, at_least: Bounds = EMPTY) -> None:
     """Print which results are outside their bounds, then the last line: one JSON object.
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import harness, models
+from research.contracts import contract
 from research.data.modular import modular
 from research.training.state import Callback, State
 from research.training.trainer import Trainer
@@ -49,6 +50,7 @@ def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, -1], targets)
 
 
+@contract
 def train(parts: models.Parts, batches: Iterable[Any], backward: Callable[[Tensor], None], finish_step: FinishStep) -> None:
     """Train with the loop that people write, by hand or around accelerate; `backward` clips the gradients too."""
     model, optimizer = parts
@@ -172,6 +174,7 @@ class Lane:
         self.thread.join()
 
 
+@contract
 def main(steps: int, rounds: int, restarts: int) -> harness.Results:
     # Messages of the peers would hide the table.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

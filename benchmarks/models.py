@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
+from research.contracts import contract
 from research.data.spec import Dataset
 from research.losses import last_token
 from research.models.transformer import Transformer
@@ -27,6 +28,7 @@ Step = Callable[[], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@contract
 def build_parts(data: Data, dim: int, depth: int, heads: int, sub_norm: bool = False, weight_decay: float = 0.0) -> Parts:
     """Return a full-precision transformer, the same at each call, and its fused AdamW."""
     torch.manual_seed(0)
@@ -35,6 +37,7 @@ def build_parts(data: Data, dim: int, depth: int, heads: int, sub_norm: bool = F
     return model, from_base(model, adamw, lr=1e-3, weight_decay=weight_decay)
 
 
+@contract
 def fit(trainer: Trainer, parts: Parts, data: Data, callback: Callback, folder: Path | None = None) -> State:
     """Train `parts` on `data` at a constant rate; return the last state.
 
@@ -46,6 +49,7 @@ def fit(trainer: Trainer, parts: Parts, data: Data, callback: Callback, folder: 
     return state
 
 
+@contract
 def make_step(model: nn.Module, optimizer: Optimizer, tokens: Tensor, autocast: bool, clip_norm: float | None) -> Step:
     """Return a function that does one training step on the same tokens, under bf16 autocast if wished."""
     params, x, y = list(model.parameters()), tokens[:, :-1], tokens[:, 1:].flatten()
@@ -62,6 +66,7 @@ def make_step(model: nn.Module, optimizer: Optimizer, tokens: Tensor, autocast: 
     return step
 
 
+@contract
 def make_packed(out: int, width: int, scale: float = 1.0) -> PackedLinear:
     """Return a packed layer with random codes."""
     layer = PackedLinear(width, out, bias=False)
@@ -77,16 +82,19 @@ class Samples(TensorDataset):
         return self[torch.tensor(indices)]  # type: ignore[no-any-return]
 
 
+@contract
 def make_loader(samples: Samples, batch_size: int) -> Any:
     # `__getitems__` has collated the batch.
     return DataLoader(samples, batch_size, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
 
 
+@contract
 def make_callback(base: type, **members: Any) -> Any:
     """Return a callback with these methods and attributes; `base` is the class of callbacks of a library."""
     return type("Moments", (base,), members)()
 
 
+@contract
 def fit_lightning(parts: Parts, loss: Loss, loader: Any, callbacks: list[Any], resume: bool = False, **settings: Any) -> None:
     """Train with Lightning's Trainer, from its last checkpoint if `resume` is true."""
     import lightning
@@ -109,6 +117,7 @@ def fit_lightning(parts: Parts, loss: Loss, loader: Any, callbacks: list[Any], r
     trainer.fit(Module(), loader, ckpt_path="last" if resume else None)
 
 
+@contract
 def fit_transformers(parts: Parts, loss: Loss, samples: Samples, callback: Any, resume: bool = False, **settings: Any) -> None:
     """Train with the Trainer of transformers, from its last checkpoint if `resume` is true."""
     import transformers

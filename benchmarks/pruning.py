@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import harness
+from research.contracts import contract
 from research.run_dir import read_json
 
 BOUNDS = {"steps": 1 / 3, "lost points": 0.5}
@@ -25,6 +26,7 @@ def run_study(folder: Path, seed: int, trials: int, pruner: str) -> tuple[int, f
     return sum(run["steps"] for run in runs), max(run["value"] for run in runs if run["status"] == "FINISHED")
 
 
+@contract
 def main(seeds: int, trials: int) -> harness.Results:
     shares, lost = [], []
     table = harness.Table("seed", "steps, all", "hyperband", "share", "best, all", "hyperband", width=6)

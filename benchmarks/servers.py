@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import wait_for
+from research.contracts import contract
 
 make_folder = partial(tempfile.TemporaryDirectory, prefix="grokbit-", ignore_cleanup_errors=True)
 PROXY_PROGRAM = """
@@ -28,6 +29,7 @@ class NotInstalledError(Exception):
     """The server is not on this machine; the text names the package that brings it."""
 
 
+@contract
 def find_program(name: str, package: str) -> str:
     """Return the path of a program; Debian keeps PostgreSQL's out of the PATH. Raise NotInstalledError."""
     paths = [shutil.which(name), *sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)]
@@ -49,6 +51,7 @@ def is_listening(port: int) -> bool:
 
 
 @contextmanager
+@contract
 def start_server(port: int, *command: str) -> Iterator[None]:
     """Run a server for as long as the block lasts, which begins once it takes connections; then kill all its processes."""
     with make_folder() as folder, Path(folder, "log").open("w+") as log:

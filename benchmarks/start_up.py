@@ -6,11 +6,13 @@ python -m benchmarks.start_up [--rounds 15]
 from functools import partial
 
 from benchmarks import harness
+from research.contracts import contract
 
 BOUNDS = {"help/hydra": 0.5, "wrong/hydra": 2.5}
 COMMANDS = {"hydra": ["-c", "import hydra"], "help": ["train.py", "--help"], "wrong": ["train.py", "trainer.step=5"]}
 
 
+@contract
 def main(rounds: int) -> harness.Results:
     arms = {name: harness.make_arm(partial(harness.run_python, *words, check=False)) for name, words in COMMANDS.items()}
     times = harness.run_interleaved(arms, rounds)

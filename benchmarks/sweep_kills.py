@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import harness
+from research.contracts import contract
 from research.run_dir import read_json
 from research.tracking.optuna_storage import get_storage
 
@@ -90,6 +91,7 @@ def check_study(folder: Path, trials: int) -> dict[str, tuple[int, int]]:
     }
 
 
+@contract
 def main(kills: int, trials: int, workers: int, seed: int) -> harness.Results:
     with tempfile.TemporaryDirectory() as name:
         killed = run_campaign(Path(name), kills, trials, workers, random.Random(seed))

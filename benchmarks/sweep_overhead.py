@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from research.contracts import contract
 
 BOUNDS = {"ours/published": 1.0, "workers/barrier": 0.8}
 OURS = ["hydra/sweeper=grokbit", "hydra/sweeper/sampler=tpe", "hydra.sweeper.sampler.seed=1"]
@@ -40,6 +41,7 @@ if __name__ == "__main__":
 CONFIG = "x: 0.0\ny: 0.0\npause: 0.0\ntimes: ???\n"
 
 
+@contract
 def run_sweep(folder: Path, *overrides: str, **settings: Any) -> tuple[int, str]:
     """Run a sweep of a small application in `folder`; return its exit code and output. `settings` are those of run_python."""
     (folder / "app.py").write_text(APP)
@@ -67,6 +69,7 @@ def compare_skewed(root: Path, trials: int) -> float:
     return free / barrier
 
 
+@contract
 def main(trials: int, rounds: int, skewed: int, peer: Path | None) -> harness.Results:
     sides, ratios, medians = {"ours": (harness.ROOT, OURS)}, dict[str, float](), dict[str, float]()
     if peer and (peer / "hydra_plugins" / "hydra_optuna_sweeper").exists():

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks import harness
+from research.contracts import contract
 
 AT_MOST = {"start and end/run": 0.01}
 PARTS = ("start", "checkpoints", "end")
@@ -59,6 +60,7 @@ def time_one(folder: Path) -> float:
     return time.perf_counter() - start
 
 
+@contract
 def main(rounds: int, steps: int, folder: str) -> harness.Results:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, models
+from research.contracts import contract
 from research.kernels import ternary
 from research.nn.packed import PackedLinear, move_to_huge_pages
 from research.nn.tiles import unpack
@@ -58,6 +59,7 @@ class Ggml:
         self.free: Callable[[], object] = lambda: None  # of the last graph
         self.backend = Pointer(self.cpu.ggml_backend_cpu_init())
 
+    @contract
     def make_arm(self, layers: list[PackedLinear], x: Tensor) -> Arm:
         """Return an arm of as many products as there are layers, once the first is checked to equal ours."""
         from gguf import GGMLQuantizationType
@@ -141,6 +143,7 @@ def make_arms(out: int, width: int, rows: int, ggml: Ggml | None) -> dict[str, t
     return arms
 
 
+@contract
 def measure(arm: Arm, count: int, threads: int, warm: bool) -> float:
     """Return the seconds a matrix. A warm arm runs once before, for prefill does not depend on memory."""
     if warm:
@@ -148,6 +151,7 @@ def measure(arm: Arm, count: int, threads: int, warm: bool) -> float:
     return harness.make_arm(partial(arm, threads))() / count
 
 
+@contract
 def compare(
     shape: tuple[int, int], rows: int, threads: list[int], rounds: int, ggml: Ggml | None, table: harness.Table
 ) -> Iterator[tuple[str, float]]:
@@ -170,6 +174,7 @@ def compare(
         ggml.free()
 
 
+@contract
 def main(rounds: int, threads: list[int]) -> harness.Results:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.harness import Table, run, run_interleaved
+from research.contracts import contract
 from research.data.corpus import Reader, read_corpus
 from research.data.streams import iter_pieces, take_batch
 from research.data.tokenizers import BPE, Bytes, Tokenizer
@@ -32,6 +33,7 @@ def read_batches(num_bytes: int) -> list[list[bytes]]:
     return batches
 
 
+@contract
 def make_arm(tokenizer: Tokenizer, batches: list[list[bytes]], parallel: bool) -> Callable[[], tuple[float, float]]:
     """Return an arm that tokenizes all batches, and gives its seconds by the clock and those of all processors together."""
 
@@ -45,6 +47,7 @@ def make_arm(tokenizer: Tokenizer, batches: list[list[bytes]], parallel: bool) -
     return measure
 
 
+@contract
 def main(megabytes: int, vocab_size: int, rounds: int) -> Mapping[str, Any]:
     """Measure all arms in turn."""
     batches, tokenizer = read_batches(megabytes * 10**6), BPE(vocab_size)

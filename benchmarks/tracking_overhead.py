@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import harness, models
+from research.contracts import contract
 from research.data.modular import modular
 from research.files.wandb_files import read_rows
 from research.run_dir import RunConfig
@@ -45,6 +46,7 @@ def make_sinks(choice: str, uri: str) -> dict[str, Sink]:
     return {name: makers[name]() for name in (NAMES if choice == "all" else [choice])}
 
 
+@contract
 def train(tracker: Tracker, folder: Path, steps: int) -> float:
     """Return the seconds of one run."""
     parts = models.build_parts(DATA, 32, 1, 2)
@@ -71,6 +73,7 @@ def count_lost(sinks: dict[str, Sink], folder: Path, steps: int) -> Counter[str]
     return lost
 
 
+@contract
 def main(steps: int, pairs: int, trackers: list[str]) -> harness.Results:
     os.environ["WANDB_MODE"] = "offline"
     with tempfile.TemporaryDirectory() as root:

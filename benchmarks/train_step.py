@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from benchmarks import harness, models
+from research.contracts import contract
 from research.data.spec import Tokens
 from research.models.transformer import Transformer
 from research.nn.bitlinear import BitLinear
@@ -103,6 +104,7 @@ def build_step(build: Builder, size: Size, autocast: bool, compiled: bool) -> mo
     return step
 
 
+@contract
 def measure(part: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     """Print the table of a part; return the ratios."""
     builders, size, autocast, suffixes = PARTS[part]
@@ -115,6 +117,7 @@ def measure(part: str, rounds: int, clock: harness.Clock) -> dict[str, float]:
     return harness.report(part, times, bases, reasons=reasons)
 
 
+@contract
 def main(parts: list[str], rounds: int, threads: int) -> harness.Results:
     warnings.filterwarnings("ignore")  # the peers' own
     # As in research/training/trainer.py.

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import harness, servers
 from benchmarks.sweep_overhead import run_sweep
+from research.contracts import contract
 from research.tracking.optuna_storage import get_storage
 
 BOUNDS = {"lost": 0, "twice": 0, "errors": 0}
@@ -21,6 +22,7 @@ SETTINGS = ["hydra/sweeper=grokbit", "hydra.sweeper.study_name=many", "hydra.swe
 QUIET = ["hydra.output_subdir=null", "hydra.hydra_logging.root.level=WARNING"]
 
 
+@contract
 def sweep(folder: Path, url: str, workers: int, trials: int) -> dict[str, float]:
     """Return the speed of a sweep, and how many trials are missing, ran twice, or failed; print the lines with errors."""
     import optuna
@@ -44,6 +46,7 @@ def sweep(folder: Path, url: str, workers: int, trials: int) -> dict[str, float]
     return {"seconds": seconds, "trials/s": trials / seconds, **faults}
 
 
+@contract
 def main(storage: list[str], workers: int, trials: int) -> harness.Results:
     results: dict[str, Any] = {}
     table = harness.Table("storage", "workers", "trials", "seconds", "trials/s", *BOUNDS, width=12)

@@ -20,6 +20,8 @@ from urllib.request import urlopen
 
 from PIL import Image
 
+from research.contracts import contract
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ["data=digits", "model=bitmlp"]
 SWEEP = [*RUN, "-m", "lr=1e-3,3e-3,1e-2", "optim=adamw,muon"]
@@ -54,6 +56,7 @@ def open_browser() -> Iterator[Any]:
 
 
 @contextmanager
+@contract
 def serve(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """Start what `make ui` starts, on a free port. Yield the links that it prints, once MLflow answers."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from research.contracts import contract
+
 ROOT = Path(__file__).resolve().parents[1]
 CONTROL = re.compile(r"(\r*\n|\r|\x1b\[2K|\x1b\[1A|\x1b\[\?\d+[hl])")  # what moves or hides the cursor, or erases a line
 CHANGING = ((r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?", "RUN"), (r"\b[0-9a-f]{32}\b", "RUN_ID"))
@@ -73,6 +75,7 @@ def replace_changing(text: str) -> str:
     return text
 
 
+@contract
 def draw(command: str, lines: list[str], columns: int, path: Path) -> None:
     """Write the command and its screen to `path`."""
     console = Console(record=True, width=columns, file=io.StringIO(), highlight=False)

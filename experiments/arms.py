@@ -1,6 +1,7 @@
 """Tasks and optimizers that several studies share: overrides of train.py, and the settings tuned for each."""
 
 from experiments.study import FIRST_HIT, Arm
+from research.contracts import contract
 
 MODULAR = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
 # task -> size -> overrides of all its runs
@@ -48,6 +49,7 @@ OPTIMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> fixed 
 SHORT = {"modular": {"quick": ("steps=1000",)}}  # for studies with many runs: good settings are done by then
 
 
+@contract
 def make_arm(task: str, size: str, kind: str, optim: str, trials: int, short: bool = False) -> Arm:
     """Return the arm of a dense or ternary network on a task, its optimizer tuned in so many random trials."""
     fixed, space = OPTIMS[optim]

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from research.contracts import contract
+
 ROOT = Path(__file__).resolve().parents[1]
 NO_PLOTS = "hydra.sweeper.plots=false"  # a setting of Optuna sweeps; populations have none
 
@@ -90,6 +92,7 @@ class BaseStudy(ABC):
             self.collect(size, root)
         self.publish()
 
+    @contract
     def sweep(self, name: str, overrides: Sequence[str], root: Path) -> None:
         """Run one sweep of train.py, or resume it. Raise SystemExit with its output if it fails.
 
@@ -121,23 +124,27 @@ class BaseStudy(ABC):
         self.make_figure().savefig(self.folder / "figure.png", dpi=130)
 
 
+@contract
 def get_key(override: str) -> str:
     """Return the key that an override sets; trainer.steps=5 and ++steps=5 both set steps."""
     return override.lstrip("+~").split("=", 1)[0].removeprefix("trainer.")
 
 
+@contract
 def read_overrides(run_folder: Path) -> dict[str, str]:
     """Return the overrides of a run by key; of a key that occurs twice the last one counts."""
     lines = (run_folder / "overrides.txt").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+@contract
 def list_runs(sweep_folder: Path) -> list[Path]:
     """Return the folders of a sweep's runs that have ended, in the order of their numbers."""
     folders = [path.parent for path in sweep_folder.glob("*/summary.json")]
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
+@contract
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file; none if it does not exist."""
     if not path.exists():
@@ -146,6 +153,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@contract
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a new file and rename it, so that an interruption leaves the old one."""
     with (draft := path.with_name(f"{path.name}.new")).open("w", newline="") as file:
@@ -155,6 +163,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     draft.replace(path)
 
 
+@contract
 def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))

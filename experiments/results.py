@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.base import read_csv
+from research.contracts import contract
 
 STEP_COLUMNS = ("train_95", "val_95", "held_95", "train_99", "val_99", "held_99")  # steps; empty: not within the run
 FACTS = ("size", "task", "arm", "phase", "settings", "seed", "status", "judged", "steps", "asked")
@@ -16,10 +17,12 @@ HALF = 0.5 / 359  # half a wrong answer of digits' 359: the score of a perfect n
 WORST = {"acc": 1.0, "bpb": 8.0}  # the value of a failed run: every answer wrong; eight bits a byte
 
 
+@contract
 def read(folder: Path) -> list[Row]:
     return read_csv(folder / "results.csv")
 
 
+@contract
 def score(row: Row) -> float:
     """Return the number that settings are chosen by; smaller is better, and infinity is a failed run.
 
@@ -33,6 +36,7 @@ def score(row: Row) -> float:
     return float(row["bpb"]) if row["judged"] == "bpb" else max(1 - float(row["acc"]), HALF)
 
 
+@contract
 def get_value(row: Row, key: str = "") -> float:
     """Return the number that tables compare: the score, or the steps or seconds of another column.
 
@@ -43,11 +47,13 @@ def get_value(row: Row, key: str = "") -> float:
     return min(score(row), WORST.get(row["judged"]) or float(row["asked"]))
 
 
+@contract
 def is_bound(row: Row, key: str = "") -> bool:
     """Return true if `get_value` is only a bound."""
     return row["status"] == "FAILED" or not row[key or row["judged"]]
 
 
+@contract
 def format_value(row: Row, key: str = "") -> str:
     """Return the value as text, or the steps to another accuracy."""
     key = key or row["judged"]
@@ -58,26 +64,31 @@ def format_value(row: Row, key: str = "") -> str:
     return f"{float(row['bpb']):.3f}" if key == "bpb" else f"{float(row['acc']):.4f}"
 
 
+@contract
 def select_largest(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that a figure shows: the full size if there is one."""
     return [row for row in rows if row["size"] == "full"] or list(rows)
 
 
+@contract
 def select_rows(rows: Iterable[Row], arm: str, task: str = "", phase: str = "seeds") -> list[Row]:
     """Return the final runs of an arm, one a seed; or those of its control."""
     return [row for row in rows if row["arm"] == arm and task in ("", row["task"]) and row["phase"] == phase]
 
 
+@contract
 def count_trials(rows: Iterable[Row], arm: str, task: str = "") -> int:
     """Return with how many settings an arm was tuned; 0: it was not."""
     return sum(row["arm"] == arm and row["phase"] == "search" and task in ("", row["task"]) for row in rows)
 
 
+@contract
 def format_values(rows: Sequence[Row], key: str) -> str:
     """Return the steps of each seed to an accuracy, as text."""
     return ", ".join(format_value(row, key) for row in rows)
 
 
+@contract
 def compare(slow: Sequence[Row], fast: Sequence[Row], key: str = "") -> str:
     """Return `slow` over `fast` as text: the ratio of geometric means over seeds, with its 95 % bootstrap interval.
 
@@ -95,6 +106,7 @@ def compare(slow: Sequence[Row], fast: Sequence[Row], key: str = "") -> str:
     return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
 
+@contract
 def compute_ratio(
     slow: Sequence[float], fast: Sequence[float], paired: bool = False, draws: int = 10_000
 ) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.base import NO_PLOTS, BaseStudy, Section, get_key, list_runs, read_csv, write_csv
+from research.contracts import contract
 from research.metrics import confidence_interval
 from research.run_dir import read_json
 
@@ -17,6 +18,7 @@ BITS = 16  # of a weight that is not ternary, in a packed file
 Row = dict[str, str]
 
 
+@contract
 class SeedStudy(BaseStudy):
     """Arms by name with their overrides, and how many seeds from 0 on each runs with."""
 
@@ -66,6 +68,7 @@ class SeedStudy(BaseStudy):
         return self.draw(self.read_rows())
 
 
+@contract
 def read_row(arm: str, seed: str, summary: dict[str, Any]) -> dict[str, Any]:
     """Return what results.csv tells of a run: its best value of the monitor, beside the first trivial predictor of that."""
     metric, full = summary["monitor"], summary["params"] - summary["quantized_params"]
@@ -77,11 +80,13 @@ def read_row(arm: str, seed: str, summary: dict[str, Any]) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "status": summary["status"]} | facts | numbers
 
 
+@contract
 def get_values(rows: Sequence[Row], column: str = "value") -> list[float]:
     """Return a column as numbers."""
     return [float(row[column]) for row in rows]
 
 
+@contract
 def format_mean(rows: Sequence[Row], digits: int = 3) -> str:
     """Return the mean over seeds with half its 95 % interval."""
     mean, half = confidence_interval(get_values(rows))

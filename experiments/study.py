@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.base import NO_PLOTS, BaseStudy, Section, get_key, list_runs, read_overrides, write_csv
 from experiments.results import COLUMNS, Row, read, score
+from research.contracts import contract
 
 RANDOM = ("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.max_failure_rate=1")
 # For arms whose `score` is the first hit: a run of the search may end there.
@@ -41,6 +42,7 @@ class Arm:
         return phases | {"seeds": self.fixed} | ({"control": (*self.fixed, *self.control)} if self.control else {})
 
 
+@contract
 @dataclass(frozen=True)
 class Study(BaseStudy):
     """The arms of each size, and how many seeds from 1 on run at the best setting (seed 0 is for tuning).
@@ -128,6 +130,7 @@ class Study(BaseStudy):
         return self.draw(read(self.folder))
 
 
+@contract
 def read_outcome(folder: Path, fixed: Sequence[str]) -> Row:
     """Return a row of results.csv, without the columns of the arm. Raise SystemExit if the run lacks a fixed override."""
     summary, overrides = json.loads((folder / "summary.json").read_text()), read_overrides(folder)
@@ -159,6 +162,7 @@ def read_outcome(folder: Path, fixed: Sequence[str]) -> Row:
     }
 
 
+@contract
 def shorten(value: str) -> str:
     """Return a sampled number with four digits, with which the final runs are done too."""
     try:

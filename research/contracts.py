@@ -113,7 +113,7 @@ def make_rule(name: str, annotation: Any) -> Rule | None:
         elif kind is Annotated:
             left.append(arguments[0])
         elif hint in (int, float):
-            tests.append(partial(is_number, Integral if hint is int else Real))
+            types.append(Integral if hint is int else Real)  # numpy's too, and a bool is an int as for type checkers
         elif kind in (Sequence, Iterable, Collection) and arguments == (str,):
             tests.append(partial(holds_texts, kind))
         elif (array := getattr(hint, "array_type", None)) is not None:  # of jaxtyping
@@ -129,11 +129,6 @@ def is_checkable(kind: Any) -> bool:
     """Return whether isinstance says what is of a class: not of a protocol, of what typing has, or of object itself."""
     is_protocol = getattr(kind, "_is_protocol", False)
     return isinstance(kind, type) and not is_protocol and kind is not object and kind.__module__ != typing.__name__
-
-
-def is_number(kind: type, value: object) -> bool:
-    """Return whether a value is a number of a kind: numpy's too, and no bool."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def holds_texts(kind: type, value: object) -> bool:

@@ -20,15 +20,17 @@ from research.cli import describe_error, first_line
 from research.composition.compose import iter_targets
 from research.composition.pretrained import use_own_files
 from research.composition.recorded import load_config
+from research.contracts import contract
 from research.data.spec import Dataset, restore_shape
 from research.data.tokenizers import FILE as TOKENIZER_FILE
 from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.files.locks import is_locked
 from research.nn.lowrank import merge_adapters
 from research.options.finetuning import is_frozen, merge_finetuning
+from research.options.targets import TargetRefusedError, locate_target
 from research.preflight.program import locate_error
 from research.preflight.requested import PARTIAL_NODES
-from research.rules import TargetRefusedError, locate_target
-from research.run_dir import TOKENIZER_FOLDER, expand_path, is_locked, list_checkpoints, read_summary, to_run_folder
+from research.run_dir import TOKENIZER_FOLDER, expand_path, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, find_run
 from research.training import checkpoint
 from research.training.digests import hash_folder
@@ -55,6 +57,7 @@ def instantiate(node: DictConfig, *arguments: Any, key: str = "", is_foreign: bo
         raise ValueError(text) from error
 
 
+@contract
 def build_node(settings: Mapping[str, Any], key: str, is_foreign: bool = False) -> Any:
     """Build the `_target_` of plain settings, as `instantiate`. Raise ValueError for references in what is of a run folder."""
     if is_foreign:
@@ -75,7 +78,7 @@ def explain_missing(key: str, text: str, names: str) -> str:
 
 
 def check_targets(node: DictConfig, key: str = "", is_foreign: bool = False) -> None:
-    """Raise ValueError for a `_target_` at any depth that may not be named, as `rules.check_target` says."""
+    """Raise ValueError for a `_target_` at any depth that may not be named, as `targets.check_target` says."""
     for name, target in iter_targets(key, OmegaConf.to_container(node, resolve=True)):
         try:
             locate_target(name, target, is_foreign)

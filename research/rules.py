@@ -6,36 +6,21 @@ Ranges of single settings are in `ranges.py`, how a trigger is written in `trigg
 
 import os
 import re
-import sysconfig
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from research import ranges
 from research.cli import UNPRINTABLE
+from research.contracts import contract
 from research.ranges import Fraction, Fractions, NonNegativeFloat, describe_mistake, parse_annotation
-from research.run_dir import ROOT, TARGETS_ENV_VAR
 
 LAUNCH_HINT = "start it as: torchrun --nproc-per-node 2 train.py ...  (accelerate launch --cpu starts one process without MPI)"
 OTHER_BASES = "give optim.base._target_=torch.optim.AdamW, Adam, SGD or another"
 BASE_TYPES: dict[str, Any] = {"betas": Fractions, "momentum": Fraction, "eps": NonNegativeFloat}  # of any optimizer class
 BASE_FIXES = {"lr": "set lr=", "weight_decay": "set optim.weight_decay=", "params": "set optim.no_decay="}
-# Whose classes and functions a composed configuration may name besides the components of conf/: below `hydra`, and elsewhere.
-COMPONENT_PACKAGES = (
-    *("research.models", "research.nn", "research.optim", "research.data", "research.losses", "research.callbacks"),
-    *("research.metrics", "research.distill", "torch.nn", "torch.optim", "torchmetrics"),
-)
-HYDRA_PACKAGES = (
-    *("optuna.samplers", "optuna.pruners", "optuna.storages", "optuna.terminator"),
-    *("hydra_plugins", "hydra._internal.core_plugins", "hydra.experimental.callbacks.LogJobReturnCallback"),
-)
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")  # Hydra's own keys of a node
 PRESET_GROUPS = ("experiment", "sweep", "local")  # of conf/: they hold settings of components, and no component
-PROGRAM_PACKAGES = ("research", "hydra_plugins", "benchmarks", "tests")  # below the project folder, yet not the user's
 UNPORTABLE = re.compile(r'[<>:"|?*]|^(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$)')  # what Windows and its disks do not take
 MAX_NAME_BYTES = 100  # file systems take 255, with what others append
 
@@ -51,6 +36,7 @@ class Conflict(NamedTuple):
         return f"{self.message}\n{self.fix}".rstrip()
 
 
+@contract
 def to_conflict(key: str, error: ValueError) -> Conflict:
     """Return the conflict that an error about a setting tells: its first line, and the fix."""
     return Conflict((key,), *str(error).partition("\n")[::2])
@@ -62,6 +48,7 @@ def enforce(*conflicts: Conflict | None) -> None:
         raise ValueError(str(conflict))
 
 
+@contract
 def check_extra(setting: str, library: str, extra: str) -> Conflict | None:
     """Return the conflict of a setting whose library is not installed; a folder of its name where one starts is none."""
     if (spec := find_spec(library)) and spec.origin is not None:
@@ -70,6 +57,7 @@ def check_extra(setting: str, library: str, extra: str) -> Conflict | None:
     return Conflict((setting.partition("=")[0],), message, f"pip install -e '.[{extra}]'")
 
 
+@contract
 def check_name(name: str, setting: str = "name") -> Conflict | None:
     """Return the conflict of a name that cannot be a folder on every system, an experiment in MLflow and a cell of tables."""
     is_plain = re.fullmatch(r"[^./\\~\s-]([^/\\]*[^.\s/\\])?", name) and name.isprintable() and not UNPORTABLE.search(name)
@@ -82,6 +70,7 @@ def check_name(name: str, setting: str = "name") -> Conflict | None:
     return Conflict((setting,), message, f"give a plain word, as {setting}=comparison; out= says where its folder is")
 
 
+@contract
 def check_folder(out: str) -> Conflict | None:
     """Return the conflict of a path that is not text on one line, or whose leading ~ is no home folder."""
     if UNPRINTABLE.search(out):
@@ -94,6 +83,7 @@ def check_folder(out: str) -> Conflict | None:
     return None
 
 
+@contract
 def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
     """Return the conflict where heads cannot have dim / heads numbers each; rotary positions rotate them in pairs."""
     pairs = 2 if rotary else 1
@@ -105,6 +95,7 @@ def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
     return Conflict(("model.dim", "model.heads"), f"model.heads={heads} does not {why}", fix)
 
 
+@contract
 def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
     """Return the conflict where query heads cannot share key and value heads evenly."""
     if heads % kv_heads == 0:
@@ -113,6 +104,7 @@ def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
     return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={ranges.find_divisor(heads, kv_heads)}")
 
 
+@contract
 def check_document_mask(document_mask: bool, end: int) -> Conflict | None:
     """Return the conflict of a mask by documents where the data have no token that ends one; `end` is -1 there."""
     if not document_mask or end >= 0:
@@ -121,6 +113,7 @@ def check_document_mask(document_mask: bool, end: int) -> Conflict | None:
     return Conflict(("model.document_mask", "data"), message, "give model.document_mask=false, or data=text")
 
 
+@contract
 def check_prime(operation: str, p: int) -> Conflict | None:
     """Return the conflict where residues lack an inverse: modulo a prime, and only then, each but zero has one."""
     if operation != "/" or ranges.is_prime(p):
@@ -130,6 +123,7 @@ def check_prime(operation: str, p: int) -> Conflict | None:
     return Conflict(("data.p", "data.operation"), message, f"give data.p={nearest}")
 
 
+@contract
 def check_processes(parallel: str, world_size: int) -> Conflict | None:
     """Return the conflict where a run is to be spread over several processes and is one."""
     if parallel == "auto" or world_size > 1:
@@ -137,6 +131,7 @@ def check_processes(parallel: str, world_size: int) -> Conflict | None:
     return Conflict(("trainer.parallel",), f"trainer.parallel={parallel}, but this is one process", LAUNCH_HINT)
 
 
+@contract
 def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Conflict | None:
     """Return the conflict where a micro-batch of a process would have no sample."""
     if batch_size >= grad_accum * world_size:
@@ -147,6 +142,7 @@ def check_batch_size(batch_size: int, grad_accum: int, world_size: int) -> Confl
     return Conflict(("trainer.grad_accum", "trainer.batch_size"), message, fix)
 
 
+@contract
 def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
     """Return the conflict where a callback that measures whole tensors would get their shards."""
     if not sharded:
@@ -156,6 +152,7 @@ def check_whole_tensors(callback: str, sharded: bool) -> Conflict | None:
     return Conflict(("callbacks", "trainer.parallel"), message, fix)
 
 
+@contract
 def check_callback_every(callback: str, every: int, log_every: int, eval_every: int) -> Conflict | None:
     """Return the conflict where a callback measures several times before a log point: only the last one is logged."""
     if every % log_every == 0 or every % eval_every == 0:
@@ -165,6 +162,7 @@ def check_callback_every(callback: str, every: int, log_every: int, eval_every: 
     return Conflict((key, "trainer.log_every"), message, f"give {key}={ranges.find_multiple(log_every, every)}")
 
 
+@contract
 def check_base_setting(key: str, value: object) -> Conflict | None:
     """Return the conflict of a base's setting: torch ignores its own learning rate, weight decay and parameters.
 
@@ -178,6 +176,7 @@ def check_base_setting(key: str, value: object) -> Conflict | None:
     return Conflict((f"optim.base.{key}",), message, f"leave it out; {BASE_FIXES[key]}")
 
 
+@contract
 def check_betas(target: str, betas: Sequence[float]) -> Conflict | None:
     """Return the conflict of a wrong number of betas: optimizer classes have two, AdEMAMix a third of its slow average."""
     name, is_known = target.rpartition(".")[2], target.startswith(("torch.optim.", "research.optim."))
@@ -189,6 +188,7 @@ def check_betas(target: str, betas: Sequence[float]) -> Conflict | None:
     return Conflict(("optim.base.betas",), f"optim.base.betas={[*betas]}: {name} has two", "give optim.base.betas=[0.9,0.98]")
 
 
+@contract
 def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
     """Return the conflict where a gradient transform stands before what does not take the gradients as they are."""
     name = name.rpartition(".")[2]
@@ -198,6 +198,7 @@ def check_filter_base(name: str, is_optimizer: bool) -> Conflict | None:
     return None if is_optimizer else Conflict(keys, f"optim.base._target_={name} is no optimizer class", OTHER_BASES)
 
 
+@contract
 def check_group_size(group_size: int, in_features: int) -> Conflict | None:
     """Return the conflict where the inputs of a layer do not divide evenly into groups."""
     if in_features % group_size == 0:
@@ -207,6 +208,7 @@ def check_group_size(group_size: int, in_features: int) -> Conflict | None:
     return Conflict(("model.linear.granularity",), message, fix)
 
 
+@contract
 def check_backend(group_size: int, backend: str) -> Conflict | None:
     """Return the conflict where codes alone are multiplied, though groups of inputs have a scale each."""
     if backend not in ("bf16_exact", "int8"):
@@ -215,6 +217,7 @@ def check_backend(group_size: int, backend: str) -> Conflict | None:
     return Conflict(("model.linear.backend", "model.linear.granularity"), message, "give model.linear.backend=auto")
 
 
+@contract
 def check_warmup(warmup: int, steps: int) -> Conflict | None:
     """Return the conflict where no step comes after the quantization warm-up: it trains another network than it evaluates."""
     if not warmup or warmup < steps:
@@ -223,78 +226,10 @@ def check_warmup(warmup: int, steps: int) -> Conflict | None:
     return Conflict(("model.linear.warmup", "trainer.steps"), message, f"give model.linear.warmup={steps // 2}, or more steps")
 
 
+@contract
 def check_fractions(val_fraction: float, test_fraction: float) -> Conflict | None:
     """Return the conflict of splits that leave nothing to train on."""
     if val_fraction + test_fraction < 1:
         return None
     message = f"data.val_fraction={val_fraction:g} and data.test_fraction={test_fraction:g} leave nothing to train on"
     return Conflict(("data.val_fraction", "data.test_fraction"), message, "give fractions whose sum is below 1")
-
-
-@cache
-def list_components() -> frozenset[str]:
-    """Return the `_target_`s that the groups of conf/ name."""
-    texts = []
-    for file in (ROOT / "conf").glob("*/*.yaml"):
-        if file.parent.name not in PRESET_GROUPS:
-            with suppress(OSError):  # what is no file, or not there, is told where it is chosen
-                texts.append(file.read_text(encoding="utf-8", errors="replace"))
-    return frozenset(name for text in texts for name in re.findall(r"(?m)^[^#\n]*_target_: ([\w.]+)", text))
-
-
-@cache
-def is_own_module(name: str) -> bool:
-    """Return whether a top-level module is the user's own: a file below the project folder that is not an installed one."""
-    try:
-        spec = find_spec(name) if name and name not in PROGRAM_PACKAGES else None
-    except ValueError:  # as for __main__
-        return False
-    if spec is None or not spec.has_location or spec.origin is None:
-        return False  # a folder without __init__.py may be anybody's, as one that runs were copied into
-    file, projects = Path(spec.origin).resolve(), {ROOT, Path.cwd().resolve()}
-    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()} | {root / "outputs" for root in projects}
-    is_installed = any(file.is_relative_to(folder) and not ROOT.is_relative_to(folder) for folder in installed)
-    return any(file.is_relative_to(root) for root in projects) and not is_installed
-
-
-def check_target(key: str, target: str, is_foreign: bool = False, alias: str = "") -> Conflict | None:
-    """Return the conflict of a `_target_` that names no component of conf/ and none that GROKBIT_TARGETS adds.
-
-    One that is composed here may also name another of ours, of torch or of the user.
-
-    `is_foreign`: it was read from a run folder, which may be another's. `alias`: the name in the configuration, where `target`
-    is what that name stands for.
-    """
-    more = tuple(filter(None, re.split(r"[,\s]+", os.environ.get(TARGETS_ENV_VAR, ""))))
-    packages = more if is_foreign else (*more, *(HYDRA_PACKAGES if key.startswith("hydra.") else COMPONENT_PACKAGES))
-    is_named = target in list_components() or any(f"{target}.".startswith(f"{package}.") for package in packages)
-    if is_named or (not is_foreign and is_own_module(target.partition(".")[0])):
-        return None
-    what = f"{key}={alias} is {target}" if alias else f"{key}={target}"
-    whose = "Optuna and Hydra" if key.startswith("hydra.") else "torch"
-    names = "the components of conf/ alone" if is_foreign else f"components of conf/ and {whose}, and your own modules here"
-    why = f"{'what is read from a folder' if is_foreign else 'a configuration'} may name {names}"
-    module = target.rpartition(".")[0] or target
-    fix = f"if you trust it, set {TARGETS_ENV_VAR}={module}: packages and modules, with commas"
-    if not all(map(str.isidentifier, target.split("."))):
-        fix = "a _target_ is a name, as package.module.Class"
-    return Conflict((key,), f"{what}: {why}", fix)
-
-
-class TargetRefusedError(ValueError):
-    """A `_target_` that a configuration may not name."""
-
-
-def locate_target(key: str, target: str, is_foreign: bool = False) -> Any:
-    """Return the class or function that a `_target_` names. Check the name, import its module, then check what it stands for.
-
-    Raise TargetRefusedError for one that `check_target` refuses, ImportError or AttributeError where there is none.
-    """
-    if conflict := check_target(key, target, is_foreign):
-        raise TargetRefusedError(str(conflict))
-    component = resolve_name(target)
-    module, name = (getattr(component, attribute, None) for attribute in ("__module__", "__qualname__"))
-    own_name = f"{module}.{name}" if module and name else type(component).__name__
-    if target not in list_components() and (conflict := check_target(key, own_name, is_foreign, target)):
-        raise TargetRefusedError(str(conflict))
-    return component

@@ -19,7 +19,9 @@ from research import run_dir
 from research.cli import describe_error, redact_output
 from research.composition.pretrained import use_own_files
 from research.composition.recorded import FREE_SETTINGS, OUTER_SETTINGS, Difference, list_differences, list_moved, load_config
+from research.contracts import contract
 from research.data.spec import Dataset
+from research.files import locks
 from research.load import check_targets, instantiate
 from research.losses import Loss, Objective
 from research.metrics import Metric
@@ -69,7 +71,7 @@ def run(cfg: DictConfig) -> float:
         if value is not None:
             tracker.send_rest(run_config)
         else:
-            with run_dir.lock(run_config.folder) if writes else nullcontext():
+            with locks.lock(run_config.folder) if writes else nullcontext():
                 state = train(cfg, run_config, trainer, tracker, task)
             signals.signum = signals.signum or state.signum  # another process's
             value = state.progress.best.get(cfg.monitor, math.nan)
@@ -139,6 +141,7 @@ def train(cfg: DictConfig, run_config: RunConfig, trainer: Trainer, tracker: Tra
             discard_run_folder(run_config.folder)
 
 
+@contract
 def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     """Write down what was requested, and start the tracker; return the run folder."""
     check_kinds(run_config.folder)
@@ -149,6 +152,7 @@ def begin(run_config: RunConfig, tracker: Tracker) -> Path:
     return run_config.folder
 
 
+@contract
 def build_task(cfg: DictConfig) -> Task:
     """Return the data, the loss, the metrics of evaluations and the objective. Raise ValueError where they do not fit."""
     data = instantiate(cfg.data, key="data")
@@ -161,6 +165,7 @@ def build_task(cfg: DictConfig) -> Task:
     return data, loss, metrics, objective
 
 
+@contract
 def setup(
     cfg: DictConfig,
     run_config: RunConfig,

@@ -4,7 +4,6 @@ The preflight imports this file before anything heavy: what only a run needs is 
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -16,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zlib import crc32
+
+from research.contracts import contract
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID_PATTERN = r"[0-9a-f]{32}"  # of MLflow
@@ -92,11 +93,13 @@ class Summary:
     mlflow_run_id: str | None = None
     version: int = 2
 
+    @contract
     def write(self, folder: Path) -> None:
         """Write it into a run folder, whole or not at all."""
         write_record(folder / SUMMARY_FILE, asdict(self))
 
 
+@contract
 def read_summary(folder: Path) -> Summary | None:
     """Return a run folder's summary; None where there is none, or one that this version cannot read.
 
@@ -112,16 +115,19 @@ def read_summary(folder: Path) -> Summary | None:
     return Summary(**{"status": ""} | content | {"shape": shape})
 
 
+@contract
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON; numbers that it does not have become null."""
     replace_text(path, json.dumps(replace_nonfinite(content), indent=2) + "\n")
 
 
+@contract
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Write JSON with a checksum, which `read_json` looks at."""
     write_json(path, add_checksum(replace_nonfinite(content)))
 
 
+@contract
 def add_checksum(content: dict[str, Any]) -> dict[str, Any]:
     """Return a record with a checksum as its last key. Other programs read it as any JSON object."""
     return content | {CHECKSUM_KEY: f"{crc32(json.dumps(content, sort_keys=True).encode()):08x}"}
@@ -140,6 +146,7 @@ def parse_json(text: str) -> dict[str, Any]:
     return content
 
 
+@contract
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Once this returns it outlives a power cut."""
     with replace_file(path) as draft:
@@ -149,6 +156,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+@contract
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a path to write a file at; then it takes the place of `path`, also of a link there, which is not followed."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
@@ -157,6 +165,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     draft.replace(path)
 
 
+@contract
 def sync(path: Path) -> None:
     """Let a file's content, or the names in a folder, outlive a power cut from here on."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -166,6 +175,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contract
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, whose names outlive a power cut."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -174,6 +184,7 @@ def make_folder(path: Path) -> None:
         sync(folder.parent)
 
 
+@contract
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file; nothing where it is not there, or damaged, which a warning names."""
     try:
@@ -184,6 +195,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
+@contract
 def open_file(path: Path) -> BufferedReader:
     """Open a file to read. Raise OSError for a pipe or a device, which would be waited for, or have no end."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
@@ -193,6 +205,7 @@ def open_file(path: Path) -> BufferedReader:
     raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
+@contract
 def read_text(path: Path, errors: str = "strict") -> str:
     """Return the text of a file that describes a run. Raise OSError for one too large for that, or no regular file."""
     with open_file(path) as file:
@@ -201,6 +214,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
         return file.read().decode(errors=errors)
 
 
+@contract
 def find_link(folder: Path) -> Path | None:
     """Return a link through which what is written to a run or a sweep would go elsewhere; None where there is none.
 
@@ -210,6 +224,7 @@ def find_link(folder: Path) -> Path | None:
     return next((link for link in links if link == folder / "plots" or not link.is_dir()), None)
 
 
+@contract
 def check_links(folder: Path) -> None:
     """Raise ValueError for a folder that has such a link."""
     if link := find_link(folder):
@@ -223,53 +238,26 @@ def replace_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
 
 
-class HeldError(ValueError):
-    """Another process holds a folder."""
-
-
-@contextmanager
-def lock(folder: Path, error_message: str = "") -> Iterator[None]:
-    """Hold the folder while this process lives, however it ends. Raise HeldError while another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder / ".lock") as file:
-        if not try_lock(file, fcntl.LOCK_EX):
-            raise HeldError(error_message or f"out: another run is writing to {folder}; give another out or name")
-        yield
-
-
-def open_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> IO[bytes]:
-    """Open a file to lock it. It keeps what it holds. Raise OSError for a link, which might lead to any file."""
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return open(path, "rb", opener=lambda name, _: os.open(name, flags, 0o666))
-
-
-def try_lock(file: IO[bytes], kind: int) -> bool:
-    """Lock a file and return True; False while another process holds it. Without locks warn: a run is better than none."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): two runs in one folder would not notice each other", file.name, error.strerror)
-    return True
-
-
+@contract
 def expand_path(path: str | Path) -> Path:
     """Return a path with a leading ~ replaced by the home folder. The ~ of a user who does not exist stays."""
     return Path(os.path.expanduser(path))
 
 
+@contract
 def parse_step(name: str) -> int | None:
     """Return the step of a checkpoint by the name of its folder; None for any other name, as of a copy by hand."""
     return int(match[1]) if (match := re.fullmatch(r"(?:\.old-)?step-(\d+)", name)) else None
 
 
+@contract
 def to_run_folder(path: Path) -> Path:
     """Return the run of RUN/checkpoints/step-* or of RUN/checkpoints. Any other path, as a copied checkpoint, is its own."""
     folder = path if parse_step(path.name) is None else path.parent
     return folder.parent if folder.name == "checkpoints" else path
 
 
+@contract
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints of a run by their step, the newest first.
 
@@ -280,21 +268,8 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     return {step: paths[step] for step in sorted(paths, reverse=True)}
 
 
+@contract
 def holds_run(folder: Path) -> bool:
     """Return whether a run has left something here that another one would overwrite."""
     metrics = folder / "metrics.jsonl"
     return bool(list_checkpoints(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process on this machine holds the folder."""
-    return is_file_locked(folder / ".lock")
-
-
-def is_file_locked(path: Path) -> bool:
-    """Return True while a process on this machine holds an exclusive lock on the file."""
-    try:
-        with open_lock(path, os.O_RDONLY) as file:
-            return not try_lock(file, fcntl.LOCK_SH)
-    except OSError as error:  # another user's counts as locked
-        return not isinstance(error, FileNotFoundError)

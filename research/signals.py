@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from research.contracts import contract
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -23,11 +25,13 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+@contract
 def get_exit_code(signum: int) -> int:
     """Return 130 for Ctrl-C, 129 for a closed terminal, 143 for the others: schedulers send SIGUSR1 as an early SIGTERM."""
     return 128 + signum if signum in (signal.SIGINT, signal.SIGHUP) else 143
 
 
+@contract
 def get_signum(error: BaseException | None) -> int:
     """Return the signal that a process ends by, from the exception that ends it; 0 for any other."""
     if isinstance(error, Stopped):
@@ -62,6 +66,7 @@ class Watch:
             raise Stopped(self.signum)
 
     @contextmanager
+    @contract
     def raise_immediately(self, enabled: bool = True) -> Iterator[None]:
         """Inside, a signal raises Stopped at once: for long work in which nothing can be lost."""
         before, self.deferred = self.deferred, self.deferred and not enabled

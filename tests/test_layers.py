@@ -9,7 +9,7 @@ import pytest
 from program import ROOT
 
 RESEARCH = ROOT / "research"
-PURE = ["cli", "losses", "metrics", "ranges", "rules", "run_dir", "seeding", "signals"]  # of the hall
+PURE = ["cli", "contracts", "losses", "metrics", "ranges", "rules", "run_dir", "seeding", "signals"]  # of the hall
 FLOORS = [  # the lowest first; rooms of one floor do not import each other
     PURE,
     ["kernels", "files", "options"],

@@ -22,6 +22,7 @@ from benchmarks import harness
 from benchmarks.faults import folders, runs, saves, sweeps
 from benchmarks.faults.results import RESULTS, Cell, merge, read_rows, try_cells, write_table
 from benchmarks.faults.systems import PEERS, Grokbit, System
+from research.contracts import contract
 
 Systems = list[type[System]]
 PARTS = ("saves", "files", "disks", "runs", "folders", "sweeps")
@@ -56,6 +57,7 @@ def list_cells(part: str, kills: int, systems: Systems) -> Iterator[Cell]:
         yield from map(Cell, sweeps.ALL)
 
 
+@contract
 def main(kills: int, only: list[str], no_peers: bool, table: Path | None) -> harness.Results:
     random.seed(0)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: a handler is not inherited by programs, as ignoring is

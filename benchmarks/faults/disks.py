@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.faults.results import Row
+from research.contracts import contract
 
 
 @contextmanager
@@ -26,12 +27,14 @@ def mount(row: Row, *arguments: str) -> Iterator[Path | None]:
 
 
 @contextmanager
+@contract
 def mount_small_disk(row: Row, megabytes: int) -> Iterator[Path | None]:
     """Yield a new small file system in memory."""
     with mount(row, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs") as folder:
         yield folder
 
 
+@contract
 def fill_disk(disk: Path) -> None:
     """Fill the file system to the last byte."""
     with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
@@ -40,6 +43,7 @@ def fill_disk(disk: Path) -> None:
 
 
 @contextmanager
+@contract
 def mount_image(row: Row, image: Path, megabytes: int) -> Iterator[Path | None]:
     """Yield a new ext4 file system with the defaults of ext4, which lies in a file."""
     if not shutil.which("mkfs.ext4"):
@@ -54,6 +58,7 @@ def mount_image(row: Row, image: Path, megabytes: int) -> Iterator[Path | None]:
 
 
 @contextmanager
+@contract
 def cut_power(row: Row, image: Path) -> Iterator[Path]:
     """Yield what a power cut at this moment would leave: the image is copied, and the copy mounted, which replays its journal.
 

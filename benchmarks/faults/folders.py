@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.faults.results import Row
 from benchmarks.faults.runs import JSONL, Workspace, classify_run, find_line, run_undisturbed
+from research.contracts import contract
 from research.run_dir import list_checkpoints
 
 OVERRIDES = ["trainer.steps=400", "eval_every=100", "callbacks.checkpoint.every=100", JSONL]
@@ -25,6 +26,7 @@ class Source(NamedTuple):
     saved: int
     expected: tuple[str, list[dict[str, Any]]]
 
+    @contract
     def copy(self, folder: Path) -> tuple[Workspace, Path]:
         """Return a place for a command, with a copy of the run."""
         run = shutil.copytree(self.run, folder / "out" / "faults" / self.run.name)
@@ -45,10 +47,12 @@ def make_source(signum: signal.Signals) -> Source:
     return Source(run, max(list_checkpoints(run)), run_undisturbed(OVERRIDES))
 
 
+@contract
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@contract
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -103,6 +107,7 @@ MOVES: dict[str, Change] = {
 }
 
 
+@contract
 def damage_record(name: str, signum: signal.Signals, unnamed: tuple[str, ...]) -> Row:
     """Damage a file of the run folder in each way: the same command goes on to the same end, and names it."""
     row, source = Row(f"{name} damaged"), make_source(signum)
@@ -132,6 +137,7 @@ def move_things() -> Row:
     return row
 
 
+@contract
 def is_same(copy: Path, run: Path) -> bool:
     """Return whether two folders have the same files with the same content."""
     files = [{path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} for root in (copy, run)]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
 from research.run_dir import sync
 from research.tracking.environment import run_git
 
@@ -28,6 +29,7 @@ class Row:
     commit: str = ""  # of this repository, when it was tried
     cell: str = ""
 
+    @contract
     def count(self, outcome: str) -> None:
         self.times += 1
         setattr(self, outcome, getattr(self, outcome) + 1)
@@ -55,6 +57,7 @@ class Cell:
         texts = [getattr(arg, "name", None) or str(arg) for arg in self.args]
         return f"{self.work.__name__}({', '.join(texts)})"
 
+    @contract
     def run(self, commit: str) -> list[Row]:
         """Return its rows."""
         rows = result if isinstance(result := self.work(*self.args), list) else [result]
@@ -63,6 +66,7 @@ class Cell:
         return rows
 
 
+@contract
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file; none where there is no file."""
     if not path.exists():
@@ -81,6 +85,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     sync(path)
 
 
+@contract
 def merge(old: list[Row], new: list[Row], complete: bool) -> list[Row]:
     """Return the new rows, and old ones of what was not tried again: in a complete campaign, peers that are not here."""
     faults = list(dict.fromkeys(row.fault for row in (new + old if complete else old + new)))
@@ -91,6 +96,7 @@ def merge(old: list[Row], new: list[Row], complete: bool) -> list[Row]:
     return sorted(rows.values(), key=lambda row: faults.index(row.fault))
 
 
+@contract
 def try_cells(cells: Iterable[Cell], folder: Path | None) -> list[Row]:
     """Try each cell, and print its rows. With a folder they are stored there, and those that are stored are not tried again."""
     rows, commit = read_rows(folder / UNFINISHED) if folder else [], run_git("rev-parse", "--short", "HEAD")
@@ -106,6 +112,7 @@ def try_cells(cells: Iterable[Cell], folder: Path | None) -> list[Row]:
     return rows
 
 
+@contract
 def write_table(folder: Path, rows: list[Row], systems: list[str]) -> None:
     """Write results.csv, and the table of README.md if that file exists: a line for each fault, a column for each system.
 

@@ -20,6 +20,7 @@ from benchmarks import harness, servers
 from benchmarks.faults.disks import cut_power, fill_disk, mount_image, mount_small_disk
 from benchmarks.faults.results import Row
 from benchmarks.harness import wait_for
+from research.contracts import contract
 from research.run_dir import list_checkpoints, read_json
 
 SMALL = ["model=bitnet", "optim=grokfast", "model.dim=32", "model.heads=2", "model.depth=1", "model.dropout=0.1", "data.p=23",
@@ -37,6 +38,7 @@ EXIT_CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGHU
 CLOSE = ["-c", "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
 
 
+@contract
 @dataclass
 class Workspace:
     """A folder that runs write to, their overrides, and their environment."""
@@ -77,6 +79,7 @@ class Workspace:
         return read_json(self.get_run() / "summary.json")["weights_sha256"], metrics
 
 
+@contract
 def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
     """Send the signal at a random moment of a phase; then run the same command with resume=auto.
 
@@ -111,6 +114,7 @@ def interrupt_run(phase: str, signum: signal.Signals, times: int) -> Row:
     return row
 
 
+@contract
 def run_undisturbed(overrides: list[str]) -> tuple[str, list[dict[str, Any]]]:
     """Return the result of a run that nothing happens to."""
     with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +142,7 @@ def run_twice() -> Row:
     return row
 
 
+@contract
 def run_without_space(read_only: bool) -> Row:
     """Fill the disk of a run, or make it read-only: the run ends with a clear message, and resumes once it can write."""
     row, overrides = Row("read-only folder" if read_only else "full disk in a run"), [*PHASES["saves"], JSONL]
@@ -168,6 +173,7 @@ def run_without_space(read_only: bool) -> Row:
     return row
 
 
+@contract
 def cut_power_in_run(times: int) -> Row:
     """Cut the power of a run's disk at random moments; the same command goes on there, in the same folder, to the same end."""
     row, overrides = Row("power cut in a run"), [*PHASES["saves"], JSONL]
@@ -189,6 +195,7 @@ def cut_power_in_run(times: int) -> Row:
     return row
 
 
+@contract
 def classify_run(workspace: Workspace, row: Row, saved: int, expected: Any, *more: str) -> tuple[str, str]:
     """Run a command that should go on from step `saved` or later to a known end. Return the outcome and the output."""
     code, output = workspace.finish(*more)
@@ -220,6 +227,7 @@ def run_without_terminal() -> Row:
     return row
 
 
+@contract
 def run_without_store(for_good: bool) -> Row:
     """Kill MLflow's server while a run logs. It comes back at the same address some seconds later, or never."""
     from mlflow.tracking import MlflowClient
@@ -249,6 +257,7 @@ def run_without_store(for_good: bool) -> Row:
     return row
 
 
+@contract
 def find_line(output: str, folder: Path, text: str) -> str:
     """Return the first line of the output with that text, without its time and logger; empty if there is none."""
     lines = [" ".join(re.sub(r"^(\[[^]]*\])+( - )?", "", line).split()) for line in output.splitlines() if text in line]

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.faults.disks import cut_power, fill_disk, mount_image, mount_small_disk
 from benchmarks.faults.results import Row
 from benchmarks.faults.systems import Grokbit, OnStep, System
+from research.contracts import contract
 from research.run_dir import list_checkpoints
 from research.training import checkpoint
 from research.training.manifest import DamagedError
@@ -57,6 +58,7 @@ def fork(work: Callable[[Callable[[Any], None]], None]) -> Iterator[tuple[ForkPr
         pipe.close()
 
 
+@contract
 def receive(pipe: Any) -> Iterator[Any]:
     """Yield what a child sends until it ends. Raise TimeoutError after TIMEOUT seconds without a message."""
     while pipe.poll(TIMEOUT):
@@ -85,6 +87,7 @@ def classify_resume(system: System, root: Path, min_step: int) -> str:
     return "wrong" if not right else "lost" if step < min_step else "survived"
 
 
+@contract
 def kill_in_save(kind: type[System], times: int, signum: signal.Signals = signal.SIGKILL) -> Row:
     """End a process at a random moment while it saves again and again."""
     system, row = kind(NUMBERS), Row("kill -9 in a save" if signum == signal.SIGKILL else f"{signum.name} in a save", kind.name)
@@ -103,6 +106,7 @@ def kill_in_save(kind: type[System], times: int, signum: signal.Signals = signal
     return row
 
 
+@contract
 def cut_power_in_save(kind: type[System], times: int) -> Row:
     """Save again and again to an image, and cut its power at random moments: what was said to be saved has to be there."""
     system, row = kind(NUMBERS), Row("power cut in saves", kind.name)
@@ -124,6 +128,7 @@ def cut_power_in_save(kind: type[System], times: int) -> Row:
     return row
 
 
+@contract
 def resume_in_epoch(kind: type[System], factor: int) -> Row:
     """Train two steps of an epoch, and the rest of it with so many times the batch size: each sample has to come once."""
     fault = "resume with another batch size" if factor > 1 else "resume within an epoch"
@@ -157,6 +162,7 @@ def corrupt(content: bytes, every: int) -> Iterator[tuple[str, bytes | None]]:
         yield "bit flipped", bytes(broken)
 
 
+@contract
 def damage_files(kind: type[System], flips: int, keeps: int = 2) -> list[Row]:
     """Damage each file of the newest checkpoint by each fault; one to be kept: flip bits. Right numbers count as survived."""
     system, silent = kind(SMALL_NUMBERS), dict[str, set[str]]()
@@ -209,6 +215,7 @@ def is_damage_named(root: Path, name: str) -> bool:
     return False
 
 
+@contract
 def save_to_full_disk(kind: type[System]) -> Row:
     """Fill the disk during a save, then free it: the training has to resume."""
     system, row = kind(NUMBERS), Row("full disk in a save", kind.name)

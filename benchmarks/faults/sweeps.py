@@ -13,7 +13,9 @@ from benchmarks.faults.disks import fill_disk, mount_small_disk
 from benchmarks.faults.results import Row
 from benchmarks.faults.runs import JSONL, Workspace, find_line
 from benchmarks.harness import wait_for
-from research.run_dir import lock, read_json
+from research.contracts import contract
+from research.files.locks import lock
+from research.run_dir import read_json
 from research.tracking.optuna_storage import get_storage
 
 OVERRIDES = ["trainer.steps=300", "eval_every=50", "callbacks.checkpoint.every=20", "callbacks.checkpoint.keep_last=4", JSONL]
@@ -24,6 +26,7 @@ ELSEWHERE = ["-c", f"import ctypes, os, socket, sys; ctypes.CDLL(None).unshare({
 Results = dict[int, tuple[str, Any, str]]  # number -> state, values, digest of the weights
 
 
+@contract
 def load_study(folder: Path) -> Any:
     import optuna
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from benchmarks import models
 from research.callbacks.checkpoint import Checkpoint
+from research.contracts import contract
 from research.data.modular import modular
 from research.optim.param_groups import run_closure
 from research.optim.schedules import constant
@@ -47,6 +48,7 @@ class Counting(nn.Module):
 class Counter(Optimizer):
     """Add one to every weight, and to two numbers of state for each."""
 
+    @contract
     def __init__(self, params: Iterable[Tensor]) -> None:
         super().__init__(params, {"lr": 1.0})
 
@@ -74,6 +76,7 @@ class LoadedError(BaseException):
     """End a training that has loaded a checkpoint: a loop that catches Exception does not catch this."""
 
 
+@contract
 class System(ABC):
     """A system that saves into `root` at each step. It trains and resumes in forks, so its numbers here stay zero."""
 
@@ -130,6 +133,7 @@ class System(ABC):
         return folders[max(folders, key=lambda folder: int("0" + re.sub(r"\D", "", folder.name)))]
 
 
+@contract
 class Grokbit(System):
     name = "grokbit"
     num_samples = len(DATA.train)
@@ -153,6 +157,7 @@ class Grokbit(System):
 class TorchSave(System):
     name, num_samples = "torch.save to one file", 0
 
+    @contract
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         if resume:
             checkpoint = torch.load(root / "last.pt", weights_only=True)
@@ -168,6 +173,7 @@ class TorchSave(System):
 class Accelerate(System):
     name, num_samples = "accelerate save_state", 0
 
+    @contract
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         from accelerate import Accelerator
         from accelerate.utils import ProjectConfiguration
@@ -187,6 +193,7 @@ class Accelerate(System):
 class Transformers(System):
     name, package, module = "transformers Trainer", "transformers", "transformers.trainer"
 
+    @contract
     def fit(self, root: Path, steps: int, resume: bool, on_step: OnStep) -> None:
         import transformers
 
@@ -204,6 +211,7 @@ class Transformers(System):
         models.fit_transformers(self.parts, sum_logits, SAMPLES, reporter, resume, **saving, **size)
 
 
+@contract
 class Lightning(System):
     name, package, module = "Lightning", "lightning", "lightning.pytorch"
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from experiments.base import format_table
 from experiments.results import Row, get_value, is_bound, select_largest
 from experiments.study import FIRST_HIT, Arm, Study
+from research.contracts import contract
 
 HERE = Path(__file__).parent
 ADAM = ("optim.base._target_=torch.optim.Adam", "optim.weight_decay=0.005", "lr=1e-3")
@@ -23,6 +24,7 @@ GRID = {
 }
 
 
+@contract
 def list_arms(size: str) -> list[Arm]:
     base = ("experiment=grokfast_modular", *TASK[size], "optim=grokfast", "optim.no_decay=[]")
     seeds = {"quick": "0", "full": "0,1,2"}[size]
@@ -42,12 +44,14 @@ def group_cells(rows: list[Row], arm: str) -> dict[tuple[float, float], list[Row
     return cells
 
 
+@contract
 def format_steps(runs: list[Row]) -> str:
     """Return the median of the steps as text; a + if a run did not reach the accuracy."""
     middle = f"{statistics.median(map(get_value, runs)):,.0f}"
     return f"not in {middle}" if all(map(is_bound, runs)) else middle + "+" * any(map(is_bound, runs))
 
 
+@contract
 def make_table(rows: list[Row], size: str) -> str:
     parts = []
     for name, (arm, _) in BASES.items():
@@ -58,6 +62,7 @@ def make_table(rows: list[Row], size: str) -> str:
     return "\n\n".join(parts)
 
 
+@contract
 def draw(rows: list[Row]) -> Figure:
     """Draw a map for each base: steps to 95 %, as colour and as text."""
     rows = select_largest(rows)

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, list_runs, read_csv, read_overrides, write_csv
+from research.contracts import contract
 from research.metrics import confidence_interval
 from research.report import gap
 from research.report.results import Row, Sweep
@@ -23,6 +24,7 @@ QUICK = ("model.dim=32,64,128", "model.depth=1", "lr=3e-3,1e-2,3e-2", "seed=0,1"
 Rows = list[dict[str, str]]
 
 
+@contract
 class BitnetGap(BaseStudy):
     """Digits: every learning rate with every seed. Text: rates by seed 0, then the best one with four more seeds."""
 
@@ -70,6 +72,7 @@ class BitnetGap(BaseStudy):
         return draw(self.read_arms(FILES["full"]))
 
 
+@contract
 def read_run(folder: Path) -> list[Any]:
     """Return the cells of a run in the order of COLUMNS, numbers as numbers."""
     overrides, best = read_overrides(folder), read_json(folder / "summary.json")["best"]
@@ -79,6 +82,7 @@ def read_run(folder: Path) -> list[Any]:
     return [task, model, *map(float, numbers), *(best.get(metric, "") for metric in METRICS)]
 
 
+@contract
 def format_row(cells: list[Any]) -> dict[str, str]:
     """Return a row of a file of results."""
     texts = (cell if isinstance(cell, str) else f"{cell:.8g}" for cell in cells)
@@ -107,6 +111,7 @@ def make_section(mark: str, arms: list[gap.Arm]) -> Section:
     return Section(mark, format_table(head, lines), gap.describe_budget(arms))
 
 
+@contract
 def draw(data: dict[str, list[gap.Arm]]) -> Figure:
     """Draw a panel a task: the best setting by width, with 95 % t intervals, a line for each kind and depth."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")

@@ -18,6 +18,7 @@ from experiments.results import (
     select_rows,
 )
 from experiments.study import Arm, Study
+from research.contracts import contract
 
 HERE = Path(__file__).parent
 COMPARED = {
@@ -31,6 +32,7 @@ UNITS = {"modular": "steps to 95 %", "digits": "accuracy", "text": "bits per byt
 TRIALS = {"quick": 5, "full": 16}
 
 
+@contract
 def list_arms(size: str) -> list[Arm]:
     tuned = [optim for optim in COMPARED if optim != "same"]
     arms = [
@@ -48,6 +50,7 @@ def select_runs(rows: list[Row], kind: str, optim: str, task: str) -> list[Row]:
     )
 
 
+@contract
 def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for task, unit in UNITS.items():
@@ -63,6 +66,7 @@ def make_table(rows: list[Row], size: str) -> str:
     return format_table(["task", "model", "optimizer", "at each seed", "over AdamW", "over lamb 0", "tuned with"], lines)
 
 
+@contract
 def draw(rows: list[Row]) -> Figure:
     """Draw the result of each seed, a panel a task. Smaller is better; a hollow mark means not within the run."""
     rows = select_largest(rows)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from experiments.base import NO_PLOTS, format_table
 from experiments.results import compute_ratio
 from experiments.seeds import Row, SeedStudy, format_mean, get_values
+from research.contracts import contract
 
 TEXT = ("data=text", "data.seq_len=128", "batch_size=16", "eval_every=500", "precision=fp32")
 FULL = (*TEXT, "model=transformer", "lr=5e-3")
@@ -24,6 +25,7 @@ FULL_NAME, PLAIN, TWIN = "full", "plain", "full_taught"
 ON_FULL = {TAUGHT[0]: "objective.teacher", "resume.weights_only=true": "resume.path"}  # what names the full-precision run
 
 
+@contract
 class Distill(SeedStudy):
     """Full precision, ternary without a teacher, and ternary with one, which is the full-precision run of the same seed.
 

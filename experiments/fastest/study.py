@@ -18,6 +18,7 @@ from experiments.results import (
     select_rows,
 )
 from experiments.study import Arm, Study
+from research.contracts import contract
 
 HERE = Path(__file__).parent
 BASE = ("model=bitnet", "callbacks=grokking", "callbacks.grokking.end=0.99", "callbacks.grokking.hold=1", "steps=500")
@@ -26,6 +27,7 @@ TRIALS = {"quick": 3, "full": 6}
 PRESET = "preset"
 
 
+@contract
 def list_arms(size: str) -> list[Arm]:
     tuned = [Arm(optim, "modular", (*BASE, *OPTIMS[optim][0]), OPTIMS[optim][1], TRIALS[size]) for optim in COMPARED[size]]
     return [Arm(PRESET, "modular", ("experiment=fastest", *BASE)), *tuned]
@@ -37,6 +39,7 @@ def rank_arms(rows: list[Row]) -> list[str]:
     return sorted(arms, key=lambda arm: statistics.median(map(get_value, select_rows(rows, arm))))
 
 
+@contract
 def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for arm in rank_arms(rows):
@@ -48,6 +51,7 @@ def make_table(rows: list[Row], size: str) -> str:
     return format_table(["optimizer", "99 % at step", "median", "over AdamW", "tuned with"], lines)
 
 
+@contract
 def draw(rows: list[Row]) -> Figure:
     """Draw the steps to 99 % of each seed, by optimizer. A hollow mark means not within the run."""
     rows = select_largest(rows)

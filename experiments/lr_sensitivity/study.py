@@ -9,6 +9,7 @@ from experiments.arms import MODELS, TASKS, make_arm
 from experiments.base import format_table
 from experiments.results import Row, get_value, is_bound, select_largest
 from experiments.study import Arm, Study
+from research.contracts import contract
 
 HERE = Path(__file__).parent
 RATES = {"quick": "5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2", "full": "2.5e-4,5e-4,1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2"}
@@ -18,6 +19,7 @@ UNITS = {"modular": "steps to 95 %", "digits": "share of wrong answers", "text":
 NEAR = {"modular": 1.5, "digits": 1.25, "text": 1.05}  # a result up to so many times the best counts as good
 
 
+@contract
 def list_arms(size: str) -> list[Arm]:
     arms = []
     for task in TASKS:
@@ -37,10 +39,12 @@ def compute_curve(rows: list[Row], kind: str, task: str) -> dict[float, tuple[fl
     return {r: (statistics.fmean(map(get_value, by_rate[r])), any(map(is_bound, by_rate[r]))) for r in sorted(by_rate)}
 
 
+@contract
 def format_mean(mean: float, bound: bool, task: str) -> str:
     return f"{'>' * bound}{mean:,.0f}" if task == "modular" else f"{mean:.3f}"
 
 
+@contract
 def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for task, unit in UNITS.items():
@@ -58,6 +62,7 @@ def make_table(rows: list[Row], size: str) -> str:
     return format_table(["task", "model", "best lr", "good from", f"at lr {rates}", "seeds"], lines)
 
 
+@contract
 def draw(rows: list[Row]) -> Figure:
     """Draw the curves, a panel a task. A hollow mark is a bound: a run did not reach the accuracy."""
     rows = select_largest(rows)

@@ -9,6 +9,7 @@ from experiments.arms import OPTIMS, TASKS, make_arm
 from experiments.base import format_table
 from experiments.results import Row, count_trials, format_value, get_value, is_bound, select_largest, select_rows
 from experiments.study import Arm, Study
+from research.contracts import contract
 
 HERE = Path(__file__).parent
 KINDS = {"quick": ("dense",), "full": ("dense", "ternary")}
@@ -16,6 +17,7 @@ TRIALS = {"quick": 3, "full": 16}
 STYLES = ("-", "--", ":")
 
 
+@contract
 def list_arms(size: str) -> list[Arm]:
     return [
         make_arm(task, size, kind, optim, TRIALS[size], short=True)
@@ -47,6 +49,7 @@ def compute_profile(rows: list[Row]) -> dict[str, list[float]]:
     return {optim: sorted(values) for optim, values in ratios.items() if values}
 
 
+@contract
 def make_table(rows: list[Row], size: str) -> str:
     lines = []
     for optim, ratios in compute_profile(rows).items():
@@ -70,6 +73,7 @@ def make_table(rows: list[Row], size: str) -> str:
     return format_table(head, lines)
 
 
+@contract
 def draw(rows: list[Row]) -> Figure:
     """Draw performance profiles: the share of problems on which an optimizer was within so many times of the best."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")

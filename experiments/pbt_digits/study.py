@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.base import NO_PLOTS, BaseStudy, Section, format_table, get_key, read_csv, write_csv
+from research.contracts import contract
 from research.run_dir import read_json
 
 STEPS, INTERVAL = 500, 50  # of a run, of a generation
@@ -28,6 +29,7 @@ SEED_KEYS = {"pbt": "hydra.sweeper.seed", "random": "hydra.sweeper.sampler.seed"
 Searches = dict[str, dict[str, dict[int, dict[str, float]]]]  # schedule -> method -> seed -> number
 
 
+@contract
 class PbtDigits(BaseStudy):
     """Both searches under two schedules, with five seeds each."""
 
@@ -121,12 +123,14 @@ def evaluate_checkpoint(checkpoint: Path) -> tuple[float, float]:
     return metrics["val/loss"], metrics["val/acc"]
 
 
+@contract
 def format_mean(values: list[float], digits: int = 3, sign: str = "") -> str:
     """Return the mean and its 95 % interval (t)."""
     half = T * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.fmean(values):{sign}.{digits}f} ± {half:.{digits}f}"
 
 
+@contract
 def make_table(searches: Searches) -> str:
     """Return mean and interval for each method, and for the difference of both at the same seed."""
     lines = []
@@ -148,6 +152,7 @@ def describe_selection(searches: Searches) -> str:
     return f"copies among the ancestors of the best: {mean}; its lr over its founder's: {min(ratio):.2f} to {max(ratio):.2f}"
 
 
+@contract
 def draw(searches: Searches) -> Figure:
     """Draw each search as a point; a line joins those of one seed."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")

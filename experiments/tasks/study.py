@@ -7,10 +7,12 @@ from matplotlib.figure import Figure
 
 from experiments.base import format_table
 from experiments.seeds import Row, SeedStudy, format_mean, get_values
+from research.contracts import contract
 
 PRESETS = ("lm_bpe", "text_classification", "vision", "segmentation", "tabular", "seq2seq")
 
 
+@contract
 class Tasks(SeedStudy):
     """Every preset as it stands."""
 

@@ -8,12 +8,14 @@ from matplotlib.figure import Figure
 from experiments.base import format_table
 from experiments.results import compute_ratio
 from experiments.seeds import Row, SeedStudy, format_mean, get_values
+from research.contracts import contract
 
 BASE = ("experiment=text", "callbacks.time_limit.seconds=null", "eval_every=1000")
 PAIRS = (*BASE, "tokenizer=bpe")
 BYTES = "bytes"
 
 
+@contract
 class Tokens(SeedStudy):
     """Bytes, byte pairs of two vocabularies, and a wider network on bytes that is as large, packed, as the second of these.
 

@@ -6,6 +6,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from research.contracts import contract
 from research.pbt.settings import PopulationSettings
 from research.sweep.settings import SweepSettings
 
@@ -13,6 +14,7 @@ from research.sweep.settings import SweepSettings
 class SweeperShell(Sweeper):
     """What both share. It cannot be instantiated, so Hydra does not list it."""
 
+    @contract
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.composed_config = hydra_context, task_function, config
 
@@ -21,6 +23,7 @@ class SweeperShell(Sweeper):
 class StudySweeper(SweepSettings, SweeperShell):
     """Optuna studies and grids; its arguments are the settings."""
 
+    @contract
     def sweep(self, arguments: list[str]) -> None:
         from research.sweep.sweep import run_sweep
 
@@ -31,6 +34,7 @@ class StudySweeper(SweepSettings, SweeperShell):
 class PopulationSweeper(PopulationSettings, SweeperShell):
     """Population-based training; its arguments are the settings."""
 
+    @contract
     def sweep(self, arguments: list[str]) -> None:
         from research.pbt.population import run_population
 

@@ -11,10 +11,12 @@ from research.composition.finetuning import complete_base
 from research.composition.pretrained import Completion, Node, complete_model, is_path
 from research.composition.recorded import FOLDER_SETTINGS, to_absolute
 from research.composition.teacher import complete_teacher
+from research.contracts import contract
 from research.rules import to_conflict
 from research.tracking.find import find_run
 
 
+@contract
 def complete(cfg: Node, typed: Collection[str], choices: Mapping[str, Any], is_final: bool = False) -> Completion:
     """Return the model and the tokenizer of what a run starts from, the digests of its base and its teacher, and their paths.
 

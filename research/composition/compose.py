@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf import _utils as omegaconf_utils
 
 from research.composition.overrides import get_key, iter_variants, parse, to_override
+from research.contracts import contract
 from research.options.condition import Condition
 from research.options.conf import FOLDERS, list_groups
 from research.options.files import describe_yaml_error
@@ -25,6 +26,7 @@ REFERENCE = r"\$\{(?:oc\.select:)?(?P<key>[\w.]+)(?:,(?P<default>[^{}]*))?\}"  #
 MAX_INTERPOLATIONS = 8  # that are followed from one key
 
 
+@contract
 def compose(overrides: list[Override]) -> dict[str, Any]:
     """Return what the chosen options compose, as a copy that the caller may change; single keys are not set.
 
@@ -73,11 +75,13 @@ def count_composed() -> int:
     return _compose_lines.cache_info().misses
 
 
+@contract
 def chooses_option(override: Override) -> bool:
     """Return whether an override chooses an option of a group; any other sets a single key."""
     return override.key_or_group in list_groups() or override.key_or_group.startswith(("hydra/", "hydra.searchpath"))
 
 
+@contract
 def read_study(overrides: list[Override]) -> tuple[list[Override], dict[str, Condition]]:
     """Return the sweeps in a sweeper's `params` over keys that are not typed themselves, and its conditions.
 
@@ -106,6 +110,7 @@ def read_study(overrides: list[Override]) -> tuple[list[Override], dict[str, Con
     return parse(lines)[0], conditions
 
 
+@contract
 def drop_inactive(variant: list[Override], conditions: dict[str, Condition]) -> list[Override]:
     """Return a run of a sweep without the parameters whose condition does not hold.
 
@@ -117,6 +122,7 @@ def drop_inactive(variant: list[Override], conditions: dict[str, Condition]) -> 
     return variant
 
 
+@contract
 def get_values(condition: Condition, variant: list[Override]) -> dict[str, Any]:
     """Return the values that a condition needs: those of overrides, else the composed ones."""
     typed = {override.key_or_group: override.value() for override in variant if not override.is_delete()}
@@ -129,6 +135,7 @@ def get_values(condition: Condition, variant: list[Override]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not MISSING} | typed
 
 
+@contract
 def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys below a key, with their values."""
     if isinstance(value, dict) and value:
@@ -138,6 +145,7 @@ def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+@contract
 def iter_targets(key: str, node: Any, names: tuple[str, ...] = ("_target_",)) -> Iterator[tuple[str, str]]:
     """Yield each `_target_` at any depth of plain dicts and lists, with its key; or the values of other `names`."""
     left = [(key, node)]
@@ -150,11 +158,13 @@ def iter_targets(key: str, node: Any, names: tuple[str, ...] = ("_target_",)) ->
             left += [(f"{key}.{index}", inner) for index, inner in enumerate(node)]
 
 
+@contract
 def is_interpolated(value: Any) -> bool:
     """Return whether a text or a list holds a reference to another key, whose value is not known here."""
     return isinstance(value, str | list) and "${" in str(value)
 
 
+@contract
 @dataclass
 class ComposedConfig:
     """A configuration as plain values. Interpolations stay as text, so a value is known by the key that a user can set."""

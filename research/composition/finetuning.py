@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from research.composition.overrides import to_argument
+from research.contracts import contract
+from research.files.locks import is_locked
 from research.options.finetuning import get_digest, get_kind, is_frozen, is_inside
 from research.rules import Conflict, to_conflict
-from research.run_dir import expand_path, is_locked, to_run_folder
+from research.run_dir import expand_path, to_run_folder
 from research.training.digests import find_weights, hash_folder, hash_run
 from research.training.manifest import is_checkpoint
 
 NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub model.folder=FOLDER"
 
 
+@contract
 def complete_base(config: Mapping[str, Any], run: Path | None) -> tuple[dict[str, Any], Conflict | None]:
     """Return the settings to record of what a configuration is fine-tuned from, or its conflict. `run` is `finetune.base`."""
     node, model = dict(config["finetune"]), config.get("model") or {}
@@ -33,6 +36,7 @@ def complete_base(config: Mapping[str, Any], run: Path | None) -> tuple[dict[str
     return {"finetune.digest": digest} | ({"finetune.base": str(run)} if run else {}), None
 
 
+@contract
 def check_base(config: Mapping[str, Any], run: Path | None, folder: str | None) -> Conflict | None:
     """Return the conflict of fine-tuning with its base's layers, with sharded weights, or with the state of its base.
 
@@ -62,6 +66,7 @@ def check_base(config: Mapping[str, Any], run: Path | None, folder: str | None) 
     return None
 
 
+@contract
 def check_same_base(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> Conflict | None:
     """Return the conflict of a run that is resumed with another base than the one whose weights its checkpoints leave out."""
     now, then = get_digest(config), get_digest(recorded)

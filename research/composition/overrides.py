@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from research.cli import UNPRINTABLE
+from research.contracts import contract
 from research.options.conf import find_target, list_groups
 from research.options.habits import answer_habit, find_habit
 from research.run_dir import RUN_ID_PATTERN, expand_path
@@ -34,12 +35,14 @@ CONFIG_DIR = ("--config-dir", "-cd")  # Hydra's flag
 MAX_LINES = 6  # of one mistake
 
 
+@contract
 def format_mistake(head: str, *lines: str) -> str:
     """Return an error for the terminal: what was typed, then what is wrong and what would be right."""
     once = (line.removeprefix(f"{head}: ") for line in lines[: MAX_LINES - 1])  # as a constructor says it, which has no head
     return "\n  ".join((f"error: {head}", *filter(None, once)))
 
 
+@contract
 def fit_lines(mistakes: list[str]) -> list[str]:
     """Return the mistakes of a command line in at most MAX_LINES lines: one each, with its fix, where they are more."""
     if len(mistakes) < 2 or len("\n".join(mistakes).splitlines()) <= MAX_LINES:
@@ -49,6 +52,7 @@ def fit_lines(mistakes: list[str]) -> list[str]:
     return lines if more < 2 else [*lines[: MAX_LINES - 1], f"and {more} other mistakes"]
 
 
+@contract
 def get_key(override: Override) -> str:
     """Return the key that an override sets, with its package, without + and ~."""
     return str(override.get_key_element()).lstrip("+~")
@@ -60,6 +64,7 @@ def create_parser() -> OverridesParser:
     return OverridesParser.create()
 
 
+@contract
 def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     """Parse arguments; return the overrides, and a mistake for each argument that is none."""
     parser, overrides, mistakes = create_parser(), [], []
@@ -86,6 +91,7 @@ def parse(arguments: list[str]) -> tuple[list[Override], list[str]]:
     return overrides, mistakes
 
 
+@contract
 def expand_argument(argument: str) -> str:
     """Return an argument as Hydra reads it: resume=X as resume.path=X, since `resume` holds keys, and KEY=~/X without its ~."""
     argument = re.sub(r"^(\+{0,2})resume=", r"\1resume.path=", argument)
@@ -94,6 +100,7 @@ def expand_argument(argument: str) -> str:
     return f"{key}={to_literal(str(expand_path(value)))}" if is_path else argument
 
 
+@contract
 def check_no_sweep(override: Override) -> str:
     """Return the mistake of a sweep or a study without -m; empty for a single value."""
     line = str(override.input_line)
@@ -143,6 +150,7 @@ def cast_interval(interval: IntervalSweep) -> str:
     return f"int(interval({low},{high}))"
 
 
+@contract
 def cast_intervals(line: str) -> str:
     """Return a line with each interval that is not cast as one of whole numbers, where there are any between its ends."""
 
@@ -153,6 +161,7 @@ def cast_intervals(line: str) -> str:
     return re.sub(r"(?<!int\()interval\([^()]*\)", cast_one, line)
 
 
+@contract
 def expand_sweep(override: Override) -> list[str]:
     """Return each value of a sweep as an override of its own; the two ends of an interval. Raise as `check_numbers` does."""
     if not override.is_sweep_override():
@@ -169,6 +178,7 @@ def expand_sweep(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={text}" for text in texts]
 
 
+@contract
 def iter_variants(overrides: list[Override]) -> Iterator[list[Override]]:
     """Yield the first run of a sweep, then one run for each other value of each key: not the whole product.
 
@@ -183,6 +193,7 @@ def iter_variants(overrides: list[Override]) -> Iterator[list[Override]]:
         yield from ([*first[:index], other, *first[index + 1 :]] for other in sweep[1:])
 
 
+@contract
 def format_key(key: Any) -> str:
     """Return a key of a mapping as Hydra reads it. Raise ValueError for a text that is no key in its grammar, as '1' or 'ü'."""
     for text in (str(key), re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)), to_override(key)):
@@ -193,6 +204,7 @@ def format_key(key: Any) -> str:
     raise ValueError(f"{{{key!r}: ...}} cannot be an override: Hydra has no such key; give a word of letters")
 
 
+@contract
 def to_override(value: Any) -> str:
     """Return a value as text from which Hydra parses the same value. Raise ValueError for a key that Hydra cannot have."""
     value = value.text if isinstance(value, QuotedString) else value
@@ -211,16 +223,19 @@ def to_override(value: Any) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
+@contract
 def to_literal(text: str) -> str:
     """Return a text, as a path, for an override: Hydra and OmegaConf read this very text, also where it has a ${."""
     return to_override(re.sub(r"(\\*)\$\{", lambda match: rf"{match[1]}{match[1]}\${{", text))
 
 
+@contract
 def to_argument(key: str, text: str) -> str:
     """Return an override as one word of a command line that people copy: quoted for Hydra, then for the shell."""
     return shlex.quote(f"{key}={to_literal(text)}")
 
 
+@contract
 def quote_word(word: str) -> str:
     """Return an override as one word for the shell, its value in quotes where that is needed."""
     key, equal, value = word.partition("=")
@@ -229,6 +244,7 @@ def quote_word(word: str) -> str:
     return f"{key}{equal}{shlex.quote(value) if value else ''}"
 
 
+@contract
 def format_command(
     overrides: Iterable[str], left_out: Iterable[str] = (), world_size: int = 1, argv: Sequence[str] = ()
 ) -> str:
@@ -245,11 +261,13 @@ def format_command(
     return shlex.join([*launcher, find_program(), *folders, *kept])
 
 
+@contract
 def quote(key: str, text: str) -> str:
     """Return an override as `to_argument` does; a ${KEY} in the text remains a reference."""
     return shlex.quote(f"{key}={to_override(text)}")
 
 
+@contract
 def check_resume_sweep(override: Override) -> str:
     """Return the mistake of a sweep over several MLflow runs: only one id can be resolved before Hydra starts."""
     is_sweep = override.key_or_group == "resume.path" and override.is_sweep_override()

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeGuard
 from research.composition.compose import MISSING, ComposedConfig, is_interpolated, iter_targets
 from research.composition.overrides import quote_word, to_literal, to_override
 from research.composition.recorded import CHANGEABLE_KEYS, Difference, load_config
+from research.contracts import contract
 from research.options.conf import chooses_node
 from research.options.finetuning import FULL, SIDE, get_target, is_beside, is_frozen, merge_finetuning
-from research.rules import PRESET_GROUPS, Conflict, check_target
+from research.options.targets import check_target
+from research.rules import PRESET_GROUPS, Conflict
 from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, expand_path, to_run_folder
 
 HUB = "research.models.hub.Hub"
@@ -28,6 +30,7 @@ class Completion(NamedTuple):
     conflict: Conflict | None = None  # what was typed and does not go with it
 
 
+@contract
 def complete_model(config: ComposedConfig, run: Path | None, typed: Collection[str], choices: Mapping[str, Any]) -> Completion:
     """Return the model and the tokenizer of what a run starts from: of the run that its base is, or of the folder of its model.
 
@@ -86,17 +89,20 @@ def choose_tokenizer(config: ComposedConfig, so_far: Completion, own: Node | Non
     return so_far._replace(settings=settings, notes=(note,) if note else ())
 
 
+@contract
 def is_path(value: Any) -> TypeGuard[str]:
     """Return whether a setting names something: neither missing nor a reference that is looked up later."""
     return isinstance(value, str) and value not in ("", "???") and not is_interpolated(value)
 
 
+@contract
 def is_chosen(group: str, key: str, typed: Collection[str], choices: Mapping[str, Any]) -> bool:
     """Return whether somebody has chosen a node: on the command line, or in a preset."""
     is_preset = any(chooses_node(name, str(choices.get(name)), group, key) for name in PRESET_GROUPS)
     return is_preset or any(name == group or f"{name}.".startswith(f"{key}.") for name in typed)
 
 
+@contract
 def is_same(typed: Node, own: Node) -> bool:
     """Return whether two nodes are of one tokenizer: of bytes, or of folders with the same file."""
     if typed.get("_target_") != own["_target_"] or own["_target_"] != FOLDER:
@@ -130,6 +136,7 @@ def read_model(run: Path, base: str) -> Node:
     return own
 
 
+@contract
 def use_own_files(config: Mapping[str, Any], run: Path) -> Any:
     """Return the model node of a run; one of a hub model is built by the config.json that the run keeps of it.
 

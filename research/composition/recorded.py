@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from research.composition.compose import iter_leaves
+from research.contracts import contract
 from research.options.renames import upgrade_config
 from research.run_dir import OUTER_KEYS, RUN_ID_PATTERN, expand_path, read_text, to_run_folder
 from research.training.manifest import DamagedError, is_checkpoint, rank_checkpoints, read_manifest
@@ -40,6 +41,7 @@ class Difference(NamedTuple):
         return f"{self.key} is {self.now} here, was {self.then} there"
 
 
+@contract
 def load_config(path: Path) -> tuple[dict[str, Any], str]:
     """Return the configuration of a run or a checkpoint, with the current names, and what is wrong with its config.yaml.
 
@@ -69,6 +71,7 @@ def parse_yaml(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.create(text))
 
 
+@contract
 def list_moved(config: dict[str, Any]) -> list[str]:
     """Return the settings of a run that name what is not there any more."""
     settings = dict(iter_leaves("", config))
@@ -76,11 +79,13 @@ def list_moved(config: dict[str, Any]) -> list[str]:
     return [key for key, names in paths.items() if isinstance(names, list) and not all(map(exists, names))]
 
 
+@contract
 def exists(path: object) -> bool:
     """Return whether there is something at a path."""
     return os.path.exists(expand_path(str(path)))
 
 
+@contract
 def to_absolute(path: str) -> str:
     """Return a path from the root on, also of a folder that is gone; an id in MLflow, which is none, as it is."""
     is_id = re.fullmatch(RUN_ID_PATTERN, path) and not os.path.exists(path)
@@ -96,6 +101,7 @@ def read_recorded_config(path: Path) -> tuple[dict[str, Any], str]:
     return {}, ""
 
 
+@contract
 def list_differences(here: dict[str, Any], there: dict[str, Any], free: tuple[str, ...] = FREE_SETTINGS) -> list[Difference]:
     """Return the settings that two resolved configurations do not share, but for the free ones.
 

@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from research.composition.pretrained import is_path
+from research.contracts import contract
+from research.files.locks import is_locked
 from research.files.weights import list_weight_files
 from research.models.hub_folder import read_length
 from research.options.paths import describe_id
 from research.ranges import repr_value
 from research.rules import Conflict
-from research.run_dir import (
-    TOKENIZER_FOLDER,
-    expand_path,
-    is_locked,
-    list_checkpoints,
-    read_json,
-    read_summary,
-    to_run_folder,
-)
+from research.run_dir import TOKENIZER_FOLDER, expand_path, list_checkpoints, read_json, read_summary, to_run_folder
 from research.tracking.find import find_run
 from research.training.digests import hash_folder, hash_run
 from research.training.manifest import is_checkpoint
@@ -77,11 +71,13 @@ def find_teacher(teacher: str, uri: str | None = None) -> Path:
     return path
 
 
+@contract
 def is_pretrained(path: Path) -> bool:
     """Return whether a folder is one of save_pretrained, and no run."""
     return (path / "config.json").is_file() and not (path / "config.yaml").exists() and not is_checkpoint(path)
 
 
+@contract
 def digest_teacher(path: Path) -> str:
     """Return a digest of a teacher's weights. Raise ValueError where no checkpoint is intact."""
     if is_pretrained(path):
@@ -92,6 +88,7 @@ def digest_teacher(path: Path) -> str:
         raise ValueError(f"objective.teacher={path}: {error}\ngive another teacher") from error
 
 
+@contract
 def read_teacher_data(path: Path) -> TeacherData:
     """Return what a teacher was made for."""
     if is_pretrained(path):
@@ -129,6 +126,7 @@ def complete_teacher(objective: Any, uri: str | None = None) -> dict[str, Any]:
     return settings | {"objective.digest": digest}
 
 
+@contract
 def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
     """Return the conflict of settings of a distillation that do not go together."""
     top_k, hidden, store, stored = (settings.get(key) for key in ("top_k", "hidden", "store", "stored"))
@@ -154,6 +152,7 @@ def check_settings_of_teacher(settings: dict[str, Any]) -> Conflict | None:
     return None
 
 
+@contract
 def check_loss(target: str) -> Conflict | None:
     """Return the conflict of a loss beside which a teacher's term has no meaning."""
     if target not in WRONG_LOSSES:
@@ -162,6 +161,7 @@ def check_loss(target: str) -> Conflict | None:
     return Conflict(("objective", "loss"), f"loss={target.rpartition('.')[2]} {why}", fix)
 
 
+@contract
 def find_teacher_conflicts(objective: Any, get: Callable[[str], Any]) -> Iterator[Conflict | None]:
     """Yield the conflict of a teacher that is the run itself, or cannot teach so or by such a loss.
 
@@ -193,6 +193,7 @@ def find_teacher_conflicts(objective: Any, get: Callable[[str], Any]) -> Iterato
         yield Conflict(("objective.top_k",), message, f"give objective.top_k=null, or at most {size}")
 
 
+@contract
 def name_teacher(objective: Any) -> str:
     """Return a teacher's path and the start of its digest, for people; "none" for an objective without one."""
     if not isinstance(objective, dict) or not objective.get("teacher"):

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from research.contracts import contract
 from research.data.corpus import Corpus
 from research.data.spec import Samples, Split
 from research.data.streams import META, VERSION, write_streams
@@ -28,6 +29,7 @@ BLOCK = 1 << 22  # bytes
 IN_MEMORY = 1 << 28  # bytes: smaller streams are held in memory
 
 
+@contract
 @dataclass(frozen=True)
 class Bins:
     """Windows of a stream in a file: window i has the tokens from i * seq_len to (i + 1) * seq_len, and one more as target."""
@@ -77,6 +79,7 @@ class Windows(Split):
         return replace(self, inputs=self.inputs[:count], targets=self.targets[:count], documents=documents)
 
 
+@contract
 @dataclass(frozen=True)
 class Streams:
     """What is in a folder of the cache."""
@@ -132,6 +135,7 @@ class Streams:
         return torch.from_numpy(np.searchsorted(np.concatenate(ends), starts.numpy()))
 
 
+@contract
 def prepare_streams(
     root: Path, key: str, read: Callable[[], Sequence[Corpus]], shares: Sequence[float], tokenizer: Tokenizer
 ) -> Streams:

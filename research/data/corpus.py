@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int8, UInt64
 
+from research.contracts import contract
 from research.data.spec import count_parts
-from research.files.documents import DefectError, Format, iter_documents
+from research.files.documents import DefectError, Format, SplitName, iter_documents
 from research.files.lines import Defect
 from research.files.sources import FIX, Counts, check_defects, show_progress
 
-SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 LEFT_OUT = -1  # in place of a split: an empty or repeated document, or none at all
 
@@ -56,6 +56,7 @@ class Corpus:
     counts: Counts  # of what is left out
     cuts: tuple[int, int] | None = None  # of a single document: where its training text and its test text end
 
+    @contract
     def count_documents(self, name: SplitName) -> int:
         """Return the number of documents in a split; parts of a single one count."""
         if self.cuts:
@@ -84,12 +85,14 @@ class Corpus:
         return {"train": (0, self.cuts[0]), "test": self.cuts, "val": (self.cuts[1], self.num_bytes)}[name]
 
 
+@contract
 def read_stamp(file: Path) -> tuple[int, int]:
     """Return size and time of the last change; zeros where the file is gone."""
     status = file.stat() if file.exists() else None
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
+@contract
 def check_unchanged(file: Path, stamp: tuple[int, int]) -> None:
     """Raise ValueError where a file is not what it was when it was read first."""
     if read_stamp(file) != stamp:
@@ -104,6 +107,7 @@ class Digest(NamedTuple):
     size: int = 0  # bytes; 0 for what is blank, or no document
 
 
+@contract
 def digest_document(pieces: Iterable[bytes], advance: Callable[[int], None] = lambda size: None) -> Digest:
     """Return the digest of a document, and call `advance` as it is read. Raise DefectError where it turns out to be none."""
     text, key, size, is_blank = sha256(), sha256(b"split"), 0, True
@@ -194,6 +198,7 @@ def read_corpus(
     return corpus
 
 
+@contract
 def assign_splits(
     keys: UInt64[np.ndarray, "items"], kept: np.ndarray, fractions: tuple[float, float]
 ) -> Int8[np.ndarray, "items"]:

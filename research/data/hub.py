@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from research.contracts import contract
 from research.data import text
 from research.data.bins import prepare_streams
 from research.data.corpus import SPLITS, Origin, Reader
@@ -118,6 +119,7 @@ def check_pattern(pattern: str | None) -> None:
         raise ValueError(f"{message}\ngive one that rows which begin a document match, as '^ = [^=]'") from None
 
 
+@contract
 def check_fractions(copy: Copy, test_fraction: float, parts: Sequence[str]) -> None:
     """Raise ValueError for a share of test beside the data set's own splits, which would not count."""
     own = [copy.splits[part] for part in parts if part in copy.splits]
@@ -134,6 +136,7 @@ def describe_copy(dataset: str | None, copy: Copy, val_fraction: float) -> tuple
     return (f"{dataset}{at}: {names}", *["data.val_fraction does not count beside a split of its own"] * ("val" in copy.splits))
 
 
+@contract
 def list_labelled(copy: Copy, counts: Counts) -> tuple[list[Labelled], list[str]]:
     """Return the images of a copy, and the names of the classes in their order. Images without a class are counted."""
     rows = list(iter_index(copy))

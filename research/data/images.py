@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from research.contracts import contract
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.labels import describe_classes, describe_counts, predict_majority
 from research.files.pictures import Origin, Pictures, decode_pictures, is_hidden, list_pictures, parse_size
@@ -66,6 +67,7 @@ def images(
     return replace(data, notes=(*data.notes, *describe_counts(counts, treated)))
 
 
+@contract
 def build_images(
     name: str,
     files: Sequence[Labelled],
@@ -142,6 +144,7 @@ def check_masks(root: Path, labels: set[str]) -> None:
         raise ValueError(f"{message}\ngive data=segmentation {fix}, or rename folders that are classes")
 
 
+@contract
 def has_splits(root: Path, has_classes: bool) -> bool:
     """Return whether the sub-folders are splits: train, and val or test. Raise ValueError where others stand beside them.
 
@@ -160,6 +163,7 @@ def has_splits(root: Path, has_classes: bool) -> bool:
     return True
 
 
+@contract
 def drop_repeats(
     files: Sequence[Labelled],
     pictures: Pictures,
@@ -189,6 +193,7 @@ def drop_repeats(
     return sorted(kept)
 
 
+@contract
 def assign_parts(
     given_parts: Sequence[str], ranks: np.ndarray, classes: np.ndarray | None, fractions: tuple[float, float]
 ) -> dict[str, Int64[np.ndarray, "_"]]:
@@ -211,6 +216,7 @@ def assign_parts(
     return parts
 
 
+@contract
 def describe_parts(given_parts: Sequence[str]) -> tuple[str, ...]:
     """Return a note where folders say which samples are in val."""
     return ("splits are those of the folders: data.val_fraction does not count",) if "val" in given_parts else ()

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from research.contracts import contract
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -107,6 +108,7 @@ def list_classes(pairs: Sequence[Pair], label: str) -> list[str]:
     return classes
 
 
+@contract
 def encode_part(part: Sequence[Pair], tokenizer: Tokenizer, counts: Counts) -> list[tuple[str, np.ndarray]]:
     """Return class and tokens of each text; texts without a token are counted."""
     encoded = zip(part, encode_texts(tokenizer, [text for text, _ in part]), strict=True)
@@ -116,6 +118,7 @@ def encode_part(part: Sequence[Pair], tokenizer: Tokenizer, counts: Counts) -> l
     return kept
 
 
+@contract
 def build_split(part: Sequence[tuple[str, np.ndarray]], classes: Sequence[str], seq_len: int, tokenizer: Tokenizer) -> Split:
     """Return the samples of one split."""
     dtype = torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32

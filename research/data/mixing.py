@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Int, Num, Shaped
 from torch import Tensor
 
+from research.contracts import contract
 from research.data.spec import Samples, Split
 from research.seeding import MIX_STREAM, permute, sample_indices
 
 BLOCK = 1024
 
 
+@contract
 @dataclass(frozen=True)
 class Mixture:
     """The samples of several sources, one source after the other; `draw` says in which order a run reads them."""
@@ -98,6 +100,7 @@ class Mixture:
         return "an epoch reads " + ", ".join(f"{name} {share:.2f} times" for name, share in zip(names, shares, strict=True))
 
 
+@contract
 def draw_samples(samples: Samples, seed: int, start: int, count: int) -> Int[Tensor, "count"]:
     """Return which samples are number start .. start+count-1 of a run."""
     if isinstance(samples, Mixture):
@@ -105,6 +108,7 @@ def draw_samples(samples: Samples, seed: int, start: int, count: int) -> Int[Ten
     return sample_indices(seed, start, count, len(samples))
 
 
+@contract
 def share_block(weights: Sequence[float]) -> tuple[int, ...]:
     """Return how many samples of a block are of each source. Raise ValueError for a weight that has none."""
     exact = [weight / sum(weights) * BLOCK for weight in weights]

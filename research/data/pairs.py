@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from research.contracts import contract
 from research.data.rows import (
     Pair,
     build_dataset,
@@ -99,6 +100,7 @@ def pairs(
     return build_dataset(shape, splits, f"{sizes} {origin}, {tokenizer.name}", baseline, notes, counts, tokenizer)
 
 
+@contract
 def encode_part(
     part: Sequence[Pair], separator: str, tokenizer: Tokenizer, seq_len: int, long: Counts
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -112,6 +114,7 @@ def encode_part(
     return [pair for pair, is_kept in zip(zip(sources, answers, strict=True), fits, strict=True) if is_kept]
 
 
+@contract
 def build_split(part: Sequence[tuple[np.ndarray, np.ndarray]], seq_len: int, tokenizer: Tokenizer) -> Split:
     """Return the samples of one split; each begins with its source, as a prompt does, and is filled up with ends."""
     inputs = np.full((len(part), seq_len), tokenizer.end, dtype=np.int32)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from research.data.corpus import LEFT_OUT, SPLITS, SplitName, assign_splits, digest_document
+from research.contracts import contract
+from research.data.corpus import LEFT_OUT, SPLITS, assign_splits, digest_document
 from research.data.spec import MemoryDataset, Split, Tokens
 from research.data.tokenizers import Tokenizer
-from research.files.documents import Column, DefectError, Format, Row, find_kind, iter_rows, iter_text
+from research.files.documents import Column, DefectError, Format, Row, SplitName, find_kind, iter_rows, iter_text
 from research.files.lines import Defect
 from research.files.sources import UNLABELLED, Counts, check_splits, find_files, find_split, list_own_files, quote_path
 from research.run_dir import expand_path
@@ -21,6 +22,7 @@ Pair = tuple[str, str]  # a text, and its class or the text that answers it
 BATCH = 1024  # texts that are tokenized together
 
 
+@contract
 def check_different(setting: str, column: str, other_setting: str, other: str) -> None:
     """Raise ValueError where what is learnt would be what it is learnt from."""
     if column == other:
@@ -58,6 +60,7 @@ def find_labelled_files(
     return files
 
 
+@contract
 def read_pairs(
     files: Sequence[tuple[Path, str]],
     columns: tuple[Column, Column],
@@ -92,6 +95,7 @@ def read_text_file(file: Path, folder: str, encoding: str) -> Iterator[Row | Def
         yield error.defect
 
 
+@contract
 def check_any(rows: Sequence[Pair], counts: Counts) -> None:
     """Raise ValueError where nothing is left of what was read, with why."""
     if not rows and counts.numbers:
@@ -99,6 +103,7 @@ def check_any(rows: Sequence[Pair], counts: Counts) -> None:
         raise ValueError(f"data.path: no row is left: {counts.describe()}\n{counts.list_examples()}\n{fix}")
 
 
+@contract
 def drop_repeats(pairs: Sequence[Pair], counts: Counts) -> list[Pair]:
     """Return the pairs without blank texts and repeats, which are counted, sorted by the digest that decides on their split."""
     unique = dict.fromkeys(pair for pair in pairs if pair[0].strip())
@@ -114,6 +119,7 @@ def digest_text(text: str) -> int:
     return digest_document([text.encode()]).key
 
 
+@contract
 def split_pairs(pairs: Sequence[Pair], fractions: tuple[float, float]) -> dict[SplitName, list[Pair]]:
     """Return the pairs of each split; those of one text are in one. Raise ValueError for an empty one."""
     keys, groups = np.unique(np.array([digest_text(text) for text, _ in pairs], dtype=np.uint64), return_inverse=True)
@@ -128,12 +134,14 @@ def split_pairs(pairs: Sequence[Pair], fractions: tuple[float, float]) -> dict[S
     return {name: part for name, part in parts.items() if part}
 
 
+@contract
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Return the tokens of each text."""
     batches = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
     return [tokens for batch in batches for tokens in tokenizer.encode([text.encode() for text in batch])]
 
 
+@contract
 def pad_left(rows: Sequence[np.ndarray], seq_len: int, value: int, dtype: torch.dtype) -> Tensor:
     """Return rows of at most `seq_len` numbers as one tensor, filled up with `value` before them."""
     padded = np.full((len(rows), seq_len), value, dtype=np.int64)
@@ -142,6 +150,7 @@ def pad_left(rows: Sequence[np.ndarray], seq_len: int, value: int, dtype: torch.
     return torch.from_numpy(padded).to(dtype)
 
 
+@contract
 def build_dataset(
     shape: Tokens,
     splits: dict[SplitName, Split],

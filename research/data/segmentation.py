@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int16, Int64, UInt8
 
+from research.contracts import contract
 from research.data.images import FIX, Labelled, assign_parts, describe_parts, drop_repeats, has_splits
 from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
 from research.files.labels import NUM_NAMES, describe_counts, describe_sizes
@@ -163,6 +164,7 @@ def describe_values(
     )
 
 
+@contract
 def predict_majority(targets: Int16[np.ndarray, "n h w"], parts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return accuracy and mean intersection over union of the class that is most frequent among the pixels of training."""
     train, val = (targets[parts[name]][targets[parts[name]] != IGNORE] for name in ("train", "val"))

@@ -12,6 +12,7 @@ from jaxtyping import Int, Int64, Num, Shaped, UInt64
 from torch import Tensor
 
 from research import rules
+from research.contracts import contract
 from research.data.tokenizers import Tokenizer
 from research.files.labels import predict_majority
 from research.losses import IGNORE, num_valid_targets
@@ -99,6 +100,7 @@ class Samples(Protocol):
         """Return the samples with batches on this device."""
 
 
+@contract
 @dataclass(frozen=True)
 class Split:
     """Inputs and targets with one sample a row, in memory: a batch costs two gathers.

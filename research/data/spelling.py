@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
 from research.files.silence import silence_libraries
 
 OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # of transformers' tokenizers
@@ -26,6 +27,7 @@ def build_byte_alphabet() -> list[str]:
 BYTE_OF = {character: byte for byte, character in enumerate(build_byte_alphabet())}
 
 
+@contract
 def spell_token(token: str, byte_level: bool) -> bytes:
     """Return the text of a token: "Ġthe" and "▁the" are " the", "<0x0A>" is a line's end."""
     if byte_level:
@@ -36,6 +38,7 @@ def spell_token(token: str, byte_level: bool) -> bytes:
     return token.replace("\u2581", " ").encode()
 
 
+@contract
 def show_difference(text: bytes, spelled: bytes) -> str:
     """Return where two texts part, for a message: "'Ab c' becomes 'ab c'"."""
     sizes = range(min(len(text), len(spelled)))
@@ -44,6 +47,7 @@ def show_difference(text: bytes, spelled: bytes) -> str:
     return f"{one!r} becomes {other!r}"
 
 
+@contract
 def leave_out_changes(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return a tokenizer.json without what changes texts, and the names of that.
 
@@ -61,6 +65,7 @@ def leave_out_changes(settings: dict[str, Any]) -> tuple[dict[str, Any], list[st
     return settings | parts | {"added_tokens": added, "model": model, "post_processor": None}, list(changes)
 
 
+@contract
 def adapt(part: dict[str, Any] | None, group: str, changes: dict[str, None]) -> dict[str, Any] | None:
     """Return a part without what changes texts, whose names it adds to `changes`; None where nothing remains."""
     if part is None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from research.data.corpus import Corpus, SplitName
-from research.data.quality import Quality
+from research.contracts import contract
+from research.data.corpus import Corpus
 from research.data.tokenizers import FILE, TRAINING_BYTES, Tokenizer, hash_tokenizer, load_tokenizer, take_bytes
+from research.files.documents import SplitName
+from research.files.quality import Quality
 from research.files.sources import show_progress
 from research.run_dir import make_folder, read_json, sync, write_record
 
@@ -22,6 +24,7 @@ META = "meta.json"
 Pieces = Iterator[tuple[bool, bytes]]  # whether a new document begins, not the first; its text
 
 
+@contract
 def write_streams(draft: Path, corpora: Sequence[Corpus], shares: Sequence[float], tokenizer: Tokenizer) -> None:
     """Tokenize corpora into a folder; continue what an earlier process wrote there.
 
@@ -98,6 +101,7 @@ def write_stream(
     return counts | {"digests": digest.hexdigest()}
 
 
+@contract
 def take_batch(pieces: Pieces) -> list[tuple[bool, bytes]]:
     """Return the next pieces, of BATCH bytes or a little more."""
     batch, size = [], 0
@@ -109,6 +113,7 @@ def take_batch(pieces: Pieces) -> list[tuple[bool, bytes]]:
     return batch
 
 
+@contract
 def iter_pieces(documents: Iterable[Iterable[bytes]]) -> Pieces:
     """Yield each piece, and whether an end stands before it."""
     for number, document in enumerate(documents):
@@ -116,6 +121,7 @@ def iter_pieces(documents: Iterable[Iterable[bytes]]) -> Pieces:
             yield number > 0 and position == 0, piece
 
 
+@contract
 def skip(pieces: Pieces, count: int) -> None:
     """Read so many pieces and do nothing with them."""
     for _ in islice(pieces, count):

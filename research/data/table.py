@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 
+from research.contracts import contract
 from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
 from research.files.cells import EXACT, Column, Decimals, check_decimals, check_spellings
 from research.files.columns import Header, Table, read_table
@@ -155,6 +156,7 @@ def find_usable_rows(
     return np.flatnonzero(is_usable)
 
 
+@contract
 def add_rows(counts: Counts, kind: str, mask: Bool[np.ndarray, "rows"], rows: Table) -> None:
     """Count the rows of a mask."""
     for row in np.flatnonzero(mask).tolist():

@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from research.contracts import contract
 from research.data.bins import Streams, Windows, prepare_streams
 from research.data.corpus import Corpus, Origin, Reader, check_unchanged, read_corpus, read_stamp
 from research.data.mixing import Mixture, share_block
@@ -61,6 +62,7 @@ def text(
     return build_dataset(streams, seq_len, val_bytes, weights, path, left_out)
 
 
+@contract
 def read_sources(
     sources: Sequence[Sequence[Path]],
     reader: Reader,
@@ -77,6 +79,7 @@ def read_sources(
     return corpora
 
 
+@contract
 def build_dataset(
     streams: Streams,
     seq_len: int,
@@ -142,6 +145,7 @@ def find_sources(
     return sources
 
 
+@contract
 def make_key(sources: Sequence[Sequence[Path]], settings: Sequence[object]) -> str:
     """Return a digest of what decides the streams: the files' contents, whatever their names, and the settings."""
     contents: list[list[str]] = []
@@ -158,6 +162,7 @@ def make_key(sources: Sequence[Sequence[Path]], settings: Sequence[object]) -> s
     return hash_settings([*map(sorted, contents), settings])
 
 
+@contract
 def hash_settings(settings: Sequence[object]) -> str:
     """Return the name in the cache of what some settings decide."""
     return sha256(json.dumps(settings, default=str).encode()).hexdigest()[:32]

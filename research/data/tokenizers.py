@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int, UInt
 from torch import Tensor
 
+from research.contracts import contract
 from research.data.spelling import (
     BYTE_OF,
     PROBES,
@@ -37,6 +38,7 @@ TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are
 Array = UInt[np.ndarray, "n"]
 
 
+@contract
 class Tokenizer(ABC):
     """Text to tokens and back."""
 
@@ -228,6 +230,7 @@ class Folder(Library):
         self._take(tokenizer, known[0], f"the tokenizer of {path}{' without ' * bool(changes)}{', '.join(changes)}")
         self.encode(PROBES)
 
+    @contract
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         """Return the tokens of each piece. Raise ValueError where they spell another text: bits per byte would be of that."""
         encoded = super().encode(pieces)
@@ -241,11 +244,13 @@ class Folder(Library):
         return encoded
 
 
+@contract
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer that `save` wrote into a folder; bytes where there is none."""
     return Folder(str(folder)) if (folder / FILE).is_file() else Bytes()
 
 
+@contract
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int | None = None) -> None:
     """Write tokenizer.json and tokenizer_config.json, from which transformers makes batches that are padded on the left."""
     folder.mkdir(parents=True, exist_ok=True)

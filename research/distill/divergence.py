@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from research.contracts import contract
+
 Kind = Literal["forward", "reverse", "symmetric"]
 REST_FLOOR = 1e-8  # of the probability of all other classes, whose logarithm is taken: float32 sums to 1 within 6e-8
 
@@ -18,6 +20,7 @@ class TopK(NamedTuple):
     classes: Int[Tensor, "*targets k"]
 
 
+@contract
 def select_top_k(logits: Float[Tensor, "*targets classes"], k: int) -> TopK:
     """Return the k likeliest classes with their log-probabilities, and the rest as one more bucket."""
     log_probs, classes = F.log_softmax(widen(logits), -1).topk(k)
@@ -30,6 +33,7 @@ def append_rest(log_probs: Float[Tensor, "*targets k"]) -> Float[Tensor, "*targe
     return torch.cat([log_probs, rest], -1)
 
 
+@contract
 def diverge(
     student: Float[Tensor, "*targets classes"], teacher: Float[Tensor, "*targets classes"], kind: Kind, temperature: float
 ) -> Float[Tensor, "*targets"]:
@@ -41,6 +45,7 @@ def diverge(
     return temperature**2 * compare(own, other, kind)
 
 
+@contract
 def diverge_top_k(
     student: Float[Tensor, "*targets classes"], teacher: TopK, kind: Kind, temperature: float
 ) -> Float[Tensor, "*targets"]:
@@ -52,6 +57,7 @@ def diverge_top_k(
     return diverge(own, teacher.log_probs, kind, temperature)
 
 
+@contract
 def compare(student: Float[Tensor, "*n c"], teacher: Float[Tensor, "*n c"], kind: Kind) -> Float[Tensor, "*n"]:
     """Return KL(teacher || student), the reverse, or the mean of both, of log-probabilities."""
     gap = teacher - student
@@ -62,6 +68,7 @@ def compare(student: Float[Tensor, "*n c"], teacher: Float[Tensor, "*n c"], kind
     return (0.5 * (teacher.exp() - student.exp()) * gap).sum(-1)
 
 
+@contract
 def widen(logits: Tensor) -> Tensor:
     """Return logits in float32 or better."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

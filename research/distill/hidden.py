@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.data.spec import Samples
 from research.nn.blocks import find_blocks
 
@@ -16,6 +17,7 @@ Outputs = dict[int, Tensor]  # of blocks, by their number
 
 
 @contextmanager
+@contract
 def record_outputs(blocks: Sequence[nn.Module]) -> Iterator[Outputs]:
     """Keep what blocks return within the `with`. Those of transformers may return more than one thing: the first counts."""
     outputs: Outputs = {}
@@ -34,6 +36,7 @@ def record_outputs(blocks: Sequence[nn.Module]) -> Iterator[Outputs]:
             hook.remove()
 
 
+@contract
 def compare_outputs(student: Outputs, teacher: Outputs, targets: Tensor) -> Float[Tensor, "*targets"]:
     """Return 1 - cosine of the blocks' outputs, the mean over blocks: at each target, or the mean of its sample.
 
@@ -73,6 +76,7 @@ def match_blocks(
 
 
 @torch.no_grad()
+@contract
 def probe(model: nn.Module, blocks: Sequence[nn.Module], samples: Samples) -> list[tuple[int, ...]]:
     """Return the shapes of what blocks return for one sample."""
     was_training = model.training

@@ -19,6 +19,7 @@ from jaxtyping import Num
 from torch import Tensor
 
 from research.composition.teacher import STORE_FILE
+from research.contracts import contract
 from research.data.spec import Dataset
 from research.distill.divergence import TopK
 from research.run_dir import make_folder, open_file, read_json, write_record
@@ -29,6 +30,7 @@ VALUES = "log-probabilities of k classes and of the rest at temperature 1, float
 log = logging.getLogger(__name__)
 
 
+@contract
 def describe_answers(teacher: str, data: Dataset[Any], top_k: int) -> dict[str, Any]:
     """Return whose answers a store keeps, and in which form. `teacher` is the digest of its weights."""
     facts = {"version": VERSION, "teacher": teacher, "data": data.digest, "top_k": top_k}
@@ -48,6 +50,7 @@ def check_store(folder: Path, facts: dict[str, Any], is_complete: bool) -> bool:
     return bool(there)
 
 
+@contract
 class Store:
     """The answers of one teacher to the samples of one data set. Raise ValueError for a folder of another teacher or data.
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from research.composition.teacher import TeacherData, digest_teacher, find_teacher, is_pretrained, read_teacher_data
+from research.contracts import contract
 from research.data.spec import Dataset, Images, Tokens, Vectors
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.load import load_run
@@ -30,6 +31,7 @@ def check_data(teacher: str, data: Dataset[Any]) -> None:
         check_tokenizer(teacher, known, data.tokenizer)
 
 
+@contract
 def check_shape(teacher: str, known: TeacherData, shape: Tokens | Vectors | Images) -> None:
     """Raise ValueError where a teacher takes or gives other numbers than the data have. Its sequences may be longer."""
     for name, own in shape._asdict().items():

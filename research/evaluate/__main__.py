@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, redirect_to_null, run_command
+from research.contracts import contract
 from research.run_dir import expand_path
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ OVERRIDE = r"[+~]*[A-Za-z][\w.@]*=.*|~[a-z][\w.]*"  # an override, as for train.
 LOW_PRECISIONS = ("bf16", "fp16")
 
 
+@contract
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 1 or 2 with one message on stderr."""
     command = Parser("python -m research.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +118,7 @@ def work(args: argparse.Namespace, runs: list[str], overrides: list[str], watch:
     publish(content, text, args, refs)
 
 
+@contract
 def publish(content: dict[str, Any], text: str, args: argparse.Namespace, refs: "Sequence[ModelRef]") -> None:
     """Print the result, and write it to a file and to the runs' records in MLflow where that is requested."""
     import json

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from research.cli import announce_wait, format_count, print_message
+from research.contracts import contract
 from research.data.spec import Dataset, Images, Samples, Tokens, Vectors
 from research.evaluate.forms import LoadedModel, load_model
 from research.evaluate.intervals import Estimate, estimate, estimate_difference
@@ -203,6 +204,7 @@ def check_shape(ref: ModelRef, loaded: LoadedModel, data: Dataset[Any]) -> None:
         raise ValueError(f"{message}; give data with the same names of classes")
 
 
+@contract
 def count(key: str, number: int) -> str:
     """Return a size of a shape, for people."""
     if key == "per_pixel":

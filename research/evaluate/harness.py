@@ -20,6 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.data.tokenizers import Tokenizer
 from research.generate.sampling import MIN_TEMPERATURE, Sampler, cut_at_stop
 from research.load import TrainedRun, load_run
@@ -31,6 +32,7 @@ MAX_NEW_TOKENS = 256  # of a task that names no number
 Request = tuple[Any, list[int], list[int]]  # its texts, the context's tokens, and those that are judged
 
 
+@contract
 class TrainedLM(TemplateLM):
     """A run folder, a checkpoint or an MLflow run id. Raise ValueError for a run that predicts no text."""
 

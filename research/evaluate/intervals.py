@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from research.contracts import contract
+
 GROUPS = 20  # of the jackknife, and blocks of text that is of few documents
 MIN_DOCUMENTS = 10
 Influences = Float[Tensor, "parts"]
@@ -32,6 +34,7 @@ class Estimate(NamedTuple):
         return self.high - self.value
 
 
+@contract
 def estimate(value: float, influences: Influences | None) -> Estimate:
     """Return a value with the interval that its influences give."""
     if influences is None or (count := len(influences)) < 2 or not math.isfinite(value):
@@ -43,6 +46,7 @@ def estimate(value: float, influences: Influences | None) -> Estimate:
     return Estimate(value, stderr, value - half, value + half)
 
 
+@contract
 def estimate_difference(one: tuple[float, Influences], other: tuple[float, Influences]) -> Estimate:
     """Return the difference of a metric to another one of the same parts, paired; of each its value and influences."""
     return estimate(one[0] - other[0], one[1] - other[1])
@@ -53,6 +57,7 @@ def sum_parts(values: Float[Tensor, "samples"], parts: Int[Tensor, "samples"]) -
     return values.new_zeros(int(parts.max()) + 1).index_add_(0, parts, values)
 
 
+@contract
 def measure_ratio(
     numerators: Float[Tensor, "samples"], denominators: Float[Tensor, "samples"], parts: Int[Tensor, "samples"]
 ) -> Influences:
@@ -61,6 +66,7 @@ def measure_ratio(
     return (above - above.sum() / below.sum() * below) / below.mean()
 
 
+@contract
 def measure_jackknife(left_out: list[float]) -> Influences:
     """Return the influences on any metric, from its values without one group of parts each.
 
@@ -70,6 +76,7 @@ def measure_jackknife(left_out: list[float]) -> Influences:
     return (len(values) - 1) * (values.mean() - values)
 
 
+@contract
 def number_parts(documents: Int[Tensor, "samples"]) -> tuple[Int[Tensor, "samples"], bool]:
     """Return the part of each sample, from 0 without a gap, and whether parts are documents, or the samples themselves.
 
@@ -82,6 +89,7 @@ def number_parts(documents: Int[Tensor, "samples"]) -> tuple[Int[Tensor, "sample
     return torch.arange(len(numbers)) * min(GROUPS, len(numbers)) // len(numbers), False
 
 
+@contract
 def draw_groups(parts: Int[Tensor, "samples"]) -> Int[Tensor, "samples"]:
     """Return the group of each sample for the jackknife: parts as a whole, at random, from a fixed seed, in equal numbers."""
     count = int(parts.max()) + 1

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.data.spec import Samples
 from research.evaluate.intervals import Influences, draw_groups, measure_jackknife, measure_ratio
 from research.losses import IGNORE, Loss
@@ -52,6 +53,7 @@ class Observer:
             if isinstance(metric, Torchmetric):
                 metric.has_warned = True  # the whole has
 
+    @contract
     def observe(self, logits: Tensor, targets: Shaped[Tensor, "batch ..."], losses: Tensor) -> None:
         """Take in a batch; batches come in the order of the samples."""
         is_valid = torch.ones_like(targets, dtype=torch.bool) if targets.is_floating_point() else targets != IGNORE
@@ -101,6 +103,7 @@ class Observer:
         return float(rest[0].merge(rest))
 
 
+@contract
 def measure(
     model: nn.Module,
     split: Samples,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from research.cli import format_count, print_message
 from research.composition.recorded import load_config
+from research.contracts import contract
 from research.files.stage import EXPORT_FILE
 from research.models.hub_folder import read_length
 from research.preflight.evaluation import FOLDER
@@ -51,6 +52,7 @@ class ModelRef:
         """Return whether its folder holds a tokenizer."""
         return (self.tokenizer_folder / TOKENIZER_FILE).is_file()
 
+    @contract
     def has_same_tokenizer(self, other: "ModelRef") -> bool:
         """Return whether another model has the tokenizer of this one; an export writes that of bytes into a file."""
         if not self.has_tokenizer:
@@ -81,6 +83,7 @@ class ModelRef:
         return length if isinstance(length, int) else None
 
 
+@contract
 def find_models(words: Sequence[str]) -> list[ModelRef]:
     """Return what the words name, a sweep as its runs. Raise ValueError for what is none, and where nothing is left.
 
@@ -115,6 +118,7 @@ def find_model(word: str) -> list[ModelRef]:
     raise ValueError(f"RUN={word}: {path} holds no model; {HINT}")
 
 
+@contract
 def list_runs(word: str, folder: Path) -> list[ModelRef]:
     """Return the runs of a sweep that have a checkpoint, in the order of their numbers. Raise ValueError where none has."""
     runs = [path for path in folder.iterdir() if path.is_dir() and is_run_folder(path)]
@@ -137,6 +141,7 @@ def read_report(word: str, path: Path) -> dict[str, Any]:
     return report
 
 
+@contract
 def name_models(refs: Sequence[ModelRef]) -> list[str]:
     """Return a short name of each: the end of its path that tells it from the others."""
     names = [ref.path for ref in refs]

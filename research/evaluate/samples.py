@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, Num, Shaped
 from torch import Tensor
 
+from research.contracts import contract
 from research.data.bins import Windows
 from research.data.spec import Dataset, Samples, Tokens
 from research.evaluate.intervals import number_parts
@@ -16,6 +17,7 @@ from research.evaluate.intervals import number_parts
 CHUNK = 1024  # samples that are looked at together
 
 
+@contract
 @dataclass(frozen=True)
 class JoinedSplits:
     """The samples of several splits, one split after the other."""
@@ -67,6 +69,7 @@ class JoinedSplits:
         return replace(self, splits=[split.to(device) for split in self.splits])
 
 
+@contract
 def select_split(data: Dataset[Any], name: str, overfit: int, count: int | None) -> Samples:
     """Return the first `count` samples of a split; None: all. Raise ValueError for a test that the data have not.
 
@@ -85,6 +88,7 @@ def select_split(data: Dataset[Any], name: str, overfit: int, count: int | None)
     return split if count is None else split.take(min(count, len(split)))
 
 
+@contract
 def group_samples(split: Samples, shape: object) -> tuple[Int[Tensor, "samples"], str]:
     """Return the part that each sample belongs to, and what parts are: "document", "block" of text, or "sample".
 

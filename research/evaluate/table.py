@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.cli import format_count
+from research.contracts import contract
 from research.evaluate.compare import BuiltTask, Result
 from research.evaluate.intervals import Estimate
 from research.run_dir import replace_nonfinite
@@ -18,11 +19,13 @@ METHODS = {
 }
 
 
+@contract
 def rename(metric: str, split: str) -> str:
     """Return a metric under the name of its split: test/loss."""
     return metric.replace("val/", f"{split}/", 1)
 
 
+@contract
 def to_json(results: Sequence[Result]) -> dict[str, Any]:
     """Return all results as plain values. Keys are only ever added; numbers that JSON has not are null."""
     runs = [replace_nonfinite(describe_result(result)) for result in results]
@@ -61,11 +64,13 @@ def describe_result(result: Result) -> dict[str, Any]:
     }
 
 
+@contract
 def describe_estimate(value: Estimate) -> dict[str, Any]:
     """Return an estimate as plain values."""
     return {"value": value.value, "stderr": value.stderr, "low": value.low, "high": value.high}
 
 
+@contract
 def format_table(results: Sequence[Result]) -> str:
     """Return the samples, and the table of `format_rows`."""
     rows = []
@@ -79,6 +84,7 @@ def format_table(results: Sequence[Result]) -> str:
     return "\n".join([*describe_data(results), format_rows(rows)])
 
 
+@contract
 def format_rows(results: Sequence[tuple[str, str, Estimates, Estimates]]) -> str:
     """Return a table by metric: each model with its form, its value and interval, and its difference to the first."""
     several = len(results) > 1
@@ -99,6 +105,7 @@ def format_rows(results: Sequence[tuple[str, str, Estimates, Estimates]]) -> str
     return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
+@contract
 def describe_data(results: Sequence[Result]) -> list[str]:
     """Return a line on the samples, one for each kind of them."""
     lines = dict.fromkeys(describe_samples(result.built, result) for result in results)

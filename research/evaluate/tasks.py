@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from research.cli import first_line
+from research.contracts import contract
 from research.evaluate.intervals import Estimate, Influences, estimate, estimate_difference, measure_ratio
 from research.evaluate.refs import ModelRef, name_models
 from research.evaluate.table import VERSION, Estimates, describe_estimate, format_rows
@@ -43,6 +44,7 @@ class Score(NamedTuple):
 Scores = dict[str, Score]  # by task/metric
 
 
+@contract
 def run_tasks(refs: Sequence[ModelRef], args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return what the runs reach on tasks, for programs and for people. Raise ValueError where a task cannot be run."""
     enforce(check_extra("--tasks", "lm_eval", "lm-eval"))
@@ -154,6 +156,7 @@ def measure_documents(value: float, entries: Sequence[Any]) -> Influences | None
     return None
 
 
+@contract
 def find_differences(first: Scores, other: Scores) -> dict[str, Estimate]:
     """Return the differences of metrics to those of the first run, paired by document."""
     differences = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
+from research.contracts import contract
 from research.options.finetuning import check_plain
 from research.run_dir import expand_path
 from research.tracking.find import check_run, find_run
@@ -21,6 +22,7 @@ from research.tracking.find import check_run, find_run
 OPTION_FORMATS = {"packing": "hf", "type": "gguf", "embedding": "gguf"}  # option -> the format that it is for
 
 
+@contract
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 1 or 2 with one message on stderr and the output folder unchanged."""
     command = Parser("python -m research.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

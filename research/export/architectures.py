@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from research.contracts import contract
 from research.export.layout import Source
 from research.export.nets import Net
 from research.models.hub import Hub
@@ -16,6 +17,7 @@ FIX = "use --format hf, torch or onnx"
 BITNET_NAMES = {"self_attn.attn_sub_norm": "self_attn.inner_attn_ln", "mlp.ffn_sub_norm": "mlp.ffn_layernorm"}
 
 
+@contract
 @dataclass(frozen=True)
 class Architecture:
     """How llama.cpp stores and computes one architecture."""
@@ -103,6 +105,7 @@ def choose_architecture(source: Source, net: Net) -> Architecture:
     return known
 
 
+@contract
 def compute_rope_factors(source: Source) -> Float[Tensor, "pairs"] | None:
     """Return by what each frequency of the rotation is divided, as Llama 3 does; None where no one is.
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from research.contracts import contract
 from research.export.architectures import Architecture, choose_architecture, compute_rope_factors
 from research.export.layout import Codes, Options, Source, quantize_layer, split_weight, spread_scale, to_codes
 from research.export.nets import Net, describe_net
@@ -173,11 +174,13 @@ def build_probe(source: Source, tokens: Int[Tensor, "n seq"]) -> str:
     return PROBE + source.run.tokenizer.decode(tokens.flatten()[:MAX_PROBE].tolist()).decode(errors="ignore").replace("\0", "")
 
 
+@contract
 def open_client(folder: Path) -> Client:
     """Return llama.cpp with the folder's file, in a process of its own for each call."""
     return lambda tokens: run_client(CLIENT, folder / FILE, tokens)[0]
 
 
+@contract
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the file with llama.cpp's Python binding in a process of its own: it can crash on files that it half supports."""
     from gguf import GGUFReader

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
+from research.contracts import contract
 from research.export.layout import (
     Codes,
     Options,
@@ -50,6 +51,7 @@ def pack_quarters(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "quarter in"]:
     return pack_rows(codes.unflatten(0, (4, -1)).permute(1, 2, 0).flatten(1))
 
 
+@contract
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write config.json, model.safetensors, generation_config.json and, for text, the tokenizer; return warnings.
 
@@ -167,6 +169,7 @@ def read_generation(source: Source) -> dict[str, Any]:
     return dict(json.loads(source.net.generation_config.to_json_string()))
 
 
+@contract
 def load_model(folder: Path) -> Any:
     """Return transformers' model of a folder."""
     from transformers import AutoModelForCausalLM
@@ -175,6 +178,7 @@ def load_model(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
 
 
+@contract
 def open_client(folder: Path) -> Client:
     """Return transformers with the folder's model."""
     return make_client(load_model(folder))
@@ -190,6 +194,7 @@ def make_client(model: Any) -> Client:
     return compute_logits
 
 
+@contract
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the folder with transformers as a user does, and as an evaluation of the folder does."""
     model = load_model(folder)
@@ -209,6 +214,7 @@ def generate_one(model: Any, **inputs: Tensor) -> Any:
     return model.generate(**inputs, **one, output_logits=True, return_dict_in_generate=True)
 
 
+@contract
 def check_tokenizer(source: Source, model: Any, folder: Path) -> dict[str, bool]:
     """Return whether the folder's tokenizer gives the tokens that it should, and a padded batch what each text gives alone."""
     from transformers import AutoTokenizer
@@ -236,6 +242,7 @@ def check_tokenizer(source: Source, model: Any, folder: Path) -> dict[str, bool]
     return checks
 
 
+@contract
 def read_codes(source: Source, model: Any) -> Codes:
     """Return the codes and scales that transformers' layers multiply by."""
     from transformers.integrations.bitnet import AutoBitLinear, BitLinear, WeightQuant, unpack_weights

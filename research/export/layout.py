@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int8, Num
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.load import TrainedRun
 from research.models.decoder import Decoder
 from research.models.hub import Hub
@@ -64,6 +65,7 @@ class Options:
     embedding: str = "F16"  # gguf
 
 
+@contract
 @dataclass(frozen=True)
 class Source:
     """A trained model, ready to be exported."""
@@ -198,6 +200,7 @@ def build_source(run: TrainedRun) -> Source:
     return Source(run, model)
 
 
+@contract
 def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tensor, "rows groups"]]:
     """Return a layer's codes and scales as in training. An axis of the scales that outputs or inputs share has length 1."""
     codes, scale = layer.quantizer.quantize_weight(layer.weight)
@@ -206,17 +209,20 @@ def quantize_layer(layer: BitLinear) -> tuple[Int8[Tensor, "out in"], Float[Tens
     return codes.to(torch.int8), scales
 
 
+@contract
 def to_codes(values: Float[Tensor, "out in"]) -> Int8[Tensor, "out in"]:
     """Return numbers read from a file as codes; a number that is no integer becomes 127, which no ternary layer has."""
     return torch.where(values == values.round(), values, 127).to(torch.int8)
 
 
+@contract
 def spread_scale(scale: Float[Tensor, "..."], like: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
     """Return scales [rows or 1, groups or 1] for each number of a weight, or in a shape that is broadcast to it."""
     scale = scale.reshape(-1, scale.shape[-1] if scale.ndim > 1 else 1)
     return scale if scale.shape[1] == 1 else scale.repeat_interleave(like.shape[1] // scale.shape[1], 1)
 
 
+@contract
 def split_weight(weight: Float[Tensor, "out in"], like: Float[Tensor, "rows groups"]) -> tuple[Tensor, Tensor]:
     """Return the codes and scales of a weight that holds their product; the scales in the shape of `like`."""
     groups = weight.unflatten(1, (like.shape[1], -1)).abs().amax(-1)

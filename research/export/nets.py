@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.export.layout import Source
 from research.export.tokens import choose_pad, find_own_tokenizer
 from research.files.silence import silence_libraries
@@ -30,6 +31,7 @@ class Net:
         return next((value for key in keys if (value := self.config.get(key)) is not None), default)
 
 
+@contract
 def describe_net(source: Source) -> Net:
     """Return a Transformer or a Hub in transformers' terms."""
     return describe_hub(source) if isinstance(source.model, Hub) else describe_transformer(source)
@@ -52,6 +54,7 @@ def describe_hub(source: Source) -> Net:
     return Net(config | choose_special(source, config), tensors, names, frozenset(transposed), tuple(others))
 
 
+@contract
 def choose_special(source: Source, original: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of special tokens: where the tokenizer is the model's own, the original ones and what was learnt.
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from research.contracts import contract
 from research.export.layout import Options, Source
 from research.export.plain import read_codes, trace_model
 from research.export.verify import Client, ClientResult
@@ -17,6 +18,7 @@ FILE, OPSET = "model.onnx", 20
 MAX_PROTO_BYTES = 1_800_000_000  # a protocol buffer ends at 2 GB: tensors of larger models go into a second file
 
 
+@contract
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.onnx: int64 `tokens` [batch, seq] to float32 `logits` [batch, seq, vocab].
 
@@ -53,6 +55,7 @@ def name_axes(graph: Any) -> None:
                 axis.dim_param = names.get(axis.dim_param, axis.dim_param)
 
 
+@contract
 def save(model: Any, folder: Path) -> None:
     """Save the model in one file or, above MAX_PROTO_BYTES, in two."""
     import onnx
@@ -60,6 +63,7 @@ def save(model: Any, folder: Path) -> None:
     onnx.save(model, folder / FILE, save_as_external_data=model.ByteSize() > MAX_PROTO_BYTES, location=f"{FILE}.data")
 
 
+@contract
 def open_client(folder: Path) -> Client:
     """Return onnxruntime with the folder's file, on the CPU."""
     from onnxruntime import InferenceSession, SessionOptions
@@ -71,6 +75,7 @@ def open_client(folder: Path) -> Client:
     return lambda inputs: torch.from_numpy(session.run(["logits"], {name: inputs.numpy()})[0])
 
 
+@contract
 def read(source: Source, folder: Path, tokens: Num[Tensor, "n ..."], options: Options) -> ClientResult:
     """Run the file with onnxruntime on the CPU, after onnx's own check of it."""
     import onnx

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.export.layout import Codes, Source, quantize_layer
 from research.files.silence import silence_libraries
 from research.models.hub import Hub
@@ -16,6 +17,7 @@ from research.nn.bitlinear import BitLinear
 SHIFTS = (0, 2, 4, 6)
 
 
+@contract
 def pack_rows(codes: Int8[Tensor, "out in"]) -> UInt8[Tensor, "out bytes"]:
     """Return codes + 1 at two bits each; byte b of a row holds inputs 4b to 4b + 3, the first in its lowest bits."""
     full = F.pad(codes + 1, (0, -codes.shape[1] % 4)).to(torch.uint8).unflatten(1, (-1, 4))
@@ -82,6 +84,7 @@ def build_plain_model(source: Source) -> nn.Module:
     return model.eval()
 
 
+@contract
 def trace_model(source: Source) -> torch.export.ExportedProgram:
     """Return the plain model, traced for any number of samples, and sequences of any length up to the model's.
 
@@ -100,6 +103,7 @@ def trace_model(source: Source) -> torch.export.ExportedProgram:
     return program
 
 
+@contract
 def read_codes(tensors: dict[str, Tensor], source: Source) -> Codes:
     """Return the codes and scales in a file, whose tensors are named LAYER.packed and LAYER.scale."""
     result: Codes = {}

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from research.contracts import contract
 from research.load import load_run
 
 
@@ -14,6 +15,7 @@ class RunModel:
     def __init__(self, folder: str) -> None:
         self.run = load_run(folder)
 
+    @contract
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """Return the logits of inputs as the data set gives them: tokens as int64, vectors and images as float32."""
         with torch.inference_mode():

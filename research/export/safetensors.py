@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from research.contracts import contract
 from research.export.layout import Options, Source
 from research.export.plain import pack_rows, read_codes
 from research.export.verify import Client, ClientResult
@@ -29,6 +30,7 @@ LAYOUT = (
 )
 
 
+@contract
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.safetensors; its metadata holds the sizes, the settings of the quantizer and the layout."""
     source.require_format("safetensors")
@@ -44,6 +46,7 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     return []
 
 
+@contract
 def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Options) -> ClientResult:
     """Run the file with the reader below."""
     reader = open_reader(folder)
@@ -52,6 +55,7 @@ def read(source: Source, folder: Path, tokens: Int[Tensor, "n seq"], options: Op
     return ClientResult("safetensors numpy", codes, torch.from_numpy(logits))
 
 
+@contract
 def open_client(folder: Path) -> Client:
     """Return the reader with the folder's file."""
     reader = open_reader(folder)
@@ -66,6 +70,7 @@ def open_reader(folder: Path) -> "Reader":
     return Reader(arrays, **metadata)
 
 
+@contract
 @dataclass(frozen=True)
 class Reader:
     """The model of a file, in float32 throughout as in training. Methods take the names of layers and norms in the file."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.export.layout import Source
 from research.files.silence import silence_libraries
 from research.models.hub import Hub
@@ -15,6 +16,7 @@ from research.models.hub import Hub
 BLOCKS = 2  # a mistake at the boundary between blocks shows up, and the run stays short
 
 
+@contract
 def build_stand_in(source: Source) -> Source:
     """Return the first two blocks with random weights, so large that attention is not uniform and all norms differ."""
     if isinstance(source.model, Hub):

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from research.contracts import contract
 from research.data.spelling import OLDER_FILES, SPACE_BEFORE, leave_out_changes
 from research.data.tokenizers import CONFIG_FILE, FILE, SPECIAL_FILE, Folder, Library, read_special, write_tokenizer
 from research.load import TrainedRun
@@ -18,6 +19,7 @@ from research.run_dir import MODEL_FOLDER, expand_path, read_json, replace_text,
 HUB_TARGET = "research.models.hub.Hub"
 
 
+@contract
 def find_own_tokenizer(run: TrainedRun) -> Path | None:
     """Return the folder of the pretrained model's own tokenizer, where that is what a hub run was trained with.
 
@@ -40,6 +42,7 @@ def find_own_tokenizer(run: TrainedRun) -> Path | None:
     return None
 
 
+@contract
 def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> list[str]:
     """Write the tokenizer of a run on text, with a token that pads, on the left: generated text follows the prompt.
 
@@ -69,6 +72,7 @@ def write_for_transformers(run: TrainedRun, folder: Path, max_seq_len: int) -> l
     return [f"of the model's own tokenizer {left_out}"] if changes else []
 
 
+@contract
 def choose_pad(run: TrainedRun, own: Path) -> int:
     """Return the token that pads: that of the model's own tokenizer, else of the model, else the end of a document."""
     assert run.tokenizer
@@ -77,6 +81,7 @@ def choose_pad(run: TrainedRun, own: Path) -> int:
     return next((number for number in numbers if number is not None), run.tokenizer.end)
 
 
+@contract
 def find_changes(run: TrainedRun, folder: Path) -> list[str]:
     """Return a warning where transformers changes texts that training did not, by a class of its own, as Qwen 2 has one."""
     from transformers import AutoTokenizer
@@ -107,6 +112,7 @@ def write_as_trained(file: Path, folder: Path) -> list[str]:
     return changes
 
 
+@contract
 def encode_as_exported(run: TrainedRun, text: str) -> list[int]:
     """Return the tokens of a text by the exported tokenizer in transformers, special ones included."""
     from transformers import AutoTokenizer

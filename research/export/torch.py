@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from research.contracts import contract
 from research.export.layout import Options, Source
 from research.export.plain import read_codes, trace_model
 from research.export.verify import Client, ClientResult, run_client
@@ -29,6 +30,7 @@ print(json.dumps(checks | {"without this package": "research" not in sys.modules
 """
 
 
+@contract
 def write(source: Source, folder: Path, options: Options) -> list[str]:
     """Write model.pt2: int64 tokens [batch, seq] to float32 logits [batch, seq, vocab]; other inputs as in ONNX."""
     buffer = io.BytesIO()  # on a full disk torch would end the process
@@ -37,6 +39,7 @@ def write(source: Source, folder: Path, options: Options) -> list[str]:
     return []
 
 
+@contract
 def open_client(folder: Path) -> Client:
     """Return the folder's program, in this process."""
     with silence_libraries():
@@ -44,6 +47,7 @@ def open_client(folder: Path) -> Client:
     return lambda inputs: program(inputs)
 
 
+@contract
 def read(source: Source, folder: Path, tokens: Num[Tensor, "n ..."], options: Options) -> ClientResult:
     """Run the file with torch alone, in a process of its own."""
     logits, output = run_client(CLIENT, folder / FILE, tokens)

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from research.cli import first_line, run_process
+from research.contracts import contract
 from research.data.spec import spread_evenly
 from research.export.layout import IN_PYTHON, Codes, Options, Source
 from research.export.stand_in import build_stand_in
@@ -64,6 +65,7 @@ class ClientResult:
     scale_tolerance: float = SCALE_TOLERANCE  # of a format that stores some scales in half precision
 
 
+@contract
 def import_format(kind: str, setting: str) -> Any:
     """Return the module of a format: its `write`, `read` and `open_client`. Raise ValueError where a library is missing."""
     module = import_module(f"research.export.{kind}")
@@ -71,6 +73,7 @@ def import_format(kind: str, setting: str) -> Any:
     return module
 
 
+@contract
 def verify_export(source: Source, kind: str, options: Options, folder: Path, tokens: int) -> dict[str, Any]:
     """Write the model, let the client run it and a stand-in, and return the report. Raise ValueError where a check fails."""
     inputs, targets = select_held_out(source, tokens)
@@ -204,11 +207,13 @@ def describe_failures(report: dict[str, Any]) -> str:
     return "; ".join(wrong)
 
 
+@contract
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the size and sha256 of each file below a folder."""
     return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@contract
 def run_client(script: str, file: Path, tokens: Inputs, probe: str = PROBE) -> tuple[Logits, str]:
     """Run a script of a client as a user would; return the logits that it saves and what it prints.
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from research.contracts import contract
 from research.data.tokenizers import CONFIG_FILE, Tokenizer
 from research.export.layout import Source
 from research.export.nets import choose_special
@@ -23,6 +24,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 NO_MERGE = "\u2581 \u2581"  # one merge is required: these characters stand for no byte, so it never applies
 
 
+@contract
 def add_tokenizer(writer: Any, source: Source) -> None:
     """Add the tokenizer of a run on text. Raise ValueError for one that llama.cpp would split differently."""
     from gguf import TokenType
@@ -117,6 +119,7 @@ def read_chat_template(source: Source) -> str:
     return template or ""
 
 
+@contract
 def compute_expected(source: Source, text: str) -> list[Any]:
     """Return what llama.cpp should make of a text: its tokens, and the text again; nothing without a tokenizer."""
     if not (tokenizer := source.run.tokenizer):

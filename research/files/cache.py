@@ -7,10 +7,12 @@ from hashlib import file_digest
 from pathlib import Path
 
 from research.cli import announce_wait
-from research.run_dir import HeldError, lock
+from research.contracts import contract
+from research.files.locks import HeldError, lock
 
 
 @contextmanager
+@contract
 def wait_for_lock(folder: Path, work: str) -> Iterator[None]:
     """Hold a folder, once no other process does; `work` is what such a one does there."""
     with ExitStack() as held:
@@ -24,6 +26,7 @@ def wait_for_lock(folder: Path, work: str) -> Iterator[None]:
         yield
 
 
+@contract
 def hash_file(file: Path) -> str:
     """Return the sha256 of a file."""
     with file.open("rb") as stream:

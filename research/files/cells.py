@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64, UInt64
 
+from research.contracts import contract
+
 Decimals = Literal["point", "comma"]
 MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in any case: what stands for no value
 EXACT = 2**53  # whole numbers beyond it lose digits as floating-point numbers
@@ -28,6 +30,7 @@ class Column:
     spellings: dict[int, str] = field(default_factory=dict)  # by row, of numbers written as 01, 1e3 or 1.10
     is_inexact: bool = False  # it has whole numbers that lose digits
 
+    @contract
     def add(self, cell: Any, decimal: Decimals) -> None:
         """Add the cell of the next row."""
         number = float("nan")
@@ -94,6 +97,7 @@ def to_float(number: Any) -> float:
         return float("inf")
 
 
+@contract
 def check_decimals(column: Column, decimal: Decimals) -> None:
     """Raise ValueError for a column whose texts are numbers, but for commas, spaces, or marks of money and percent."""
     marked = [text for text in column.texts.values() if is_marked(text)]
@@ -109,6 +113,7 @@ def is_marked(text: str) -> bool:
     return bool(re.fullmatch(r"[-+]?[\d.]*\d", re.sub(r"[,\s'%$€£]", "", text))) and (text.count(".") < 2 or "," in text)
 
 
+@contract
 def check_spellings(column: Column) -> None:
     """Raise ValueError for a column of classes that writes one of them as 1 and as 01."""
     spellings = dict[float, str]()
@@ -119,6 +124,7 @@ def check_spellings(column: Column) -> None:
             raise ValueError(f"data.target={column.name} has the classes '{other}' and '{text}', which are one number\n{fix}")
 
 
+@contract
 def format_number(number: float) -> str:
     """Return a number among texts as a text; an empty one where there is none."""
     return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(float(number))

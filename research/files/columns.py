@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from research.contracts import contract
 from research.files.cells import Column, Decimals
 from research.files.documents import SUFFIXES
 from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
@@ -29,6 +30,7 @@ class Table:
     starts: list[int] = field(default_factory=list)  # the first row of each file
     lines: MutableSequence[int] = field(default_factory=lambda: array("q"))  # of each row in its file
 
+    @contract
     def locate(self, row: int) -> str:
         """Return where a row is: its file and line."""
         return f"{self.files[bisect_right(self.starts, row) - 1]}:{self.lines[row]}"
@@ -68,6 +70,7 @@ def read_table(
     return table
 
 
+@contract
 def add_rows(table: Table, file: Path, rows: Iterator[Any], used: dict[str, int], decimal: Decimals, defects: Counts) -> None:
     """Add the rows of a file to a table, and count what is none."""
     pairs = [(column, used[name]) for name, column in table.columns.items()]
@@ -91,6 +94,7 @@ def check_names(file: Path, names: Sequence[str]) -> None:
         raise ValueError(f"data.path: {file} has {held}\ngive features and a target, with commas, semicolons or tabs between")
 
 
+@contract
 def iter_rows(file: Path, encoding: str, header: Header) -> Iterator[list[str] | Row | Defect]:
     """Yield the names of the columns, then the rows of a file."""
     kind = SUFFIXES.get(file.suffix.lower(), "csv")

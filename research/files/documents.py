@@ -12,9 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from research.contracts import contract
 from research.files.lines import Defect, encoding_name, iter_cells, iter_objects
 
 Format = Literal["auto", "text", "jsonl", "csv", "parquet"]
+SplitName = Literal["train", "val", "test"]  # which part of a data set a document is in
 PIECE = 1 << 16  # bytes
 SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -47,11 +49,13 @@ class DefectError(ValueError):
         self.defect = defect
 
 
+@contract
 def find_kind(file: Path, format: Format) -> Format:  # noqa: A002
     """Return what a file is read as: what `format` says, else what its suffix says, else text."""
     return SUFFIXES.get(file.suffix.lower(), "text") if format == "auto" else format
 
 
+@contract
 def iter_documents(file: Path, format: Format, field: Sequence[str], encoding: str) -> Iterator[Item]:  # noqa: A002
     """Yield the documents of one file. `field` names the columns or keys, joined by a line's end."""
     if (kind := find_kind(file, format)) == "text":
@@ -61,6 +65,7 @@ def iter_documents(file: Path, format: Format, field: Sequence[str], encoding: s
             yield row if isinstance(row, Defect) else ["\n".join(row).encode()]
 
 
+@contract
 def iter_rows(file: Path, kind: Format, columns: Sequence[Column], encoding: str) -> Iterator[Row | Defect]:
     """Yield the rows of a table or of JSONL."""
     try:
@@ -69,6 +74,7 @@ def iter_rows(file: Path, kind: Format, columns: Sequence[Column], encoding: str
         yield describe_error(error, file)
 
 
+@contract
 def describe_error(error: OSError, file: Path) -> Defect:
     """Return what the system says about a file as a defect."""
     is_forbidden = isinstance(error, PermissionError)
@@ -116,6 +122,7 @@ class Utf8Guess:
     def is_utf8(self) -> bool:
         return self.may_be and self.has_letters
 
+    @contract
     def feed(self, piece: bytes) -> None:
         """Take the next bytes of the text; none at its end."""
         if self.may_be:
@@ -126,6 +133,7 @@ class Utf8Guess:
                 self.may_be = False
 
 
+@contract
 def check_encoding(encoding: str) -> str:
     """Return the encoding. Raise ValueError for one that Python does not know."""
     try:
@@ -149,6 +157,7 @@ def iter_rows_jsonl(file: Path, columns: Sequence[Column], encoding: str) -> Ite
         yield item if isinstance(item, Defect) else select(item[1], columns, f"{file}:{item[0]}")
 
 
+@contract
 def select(row: dict[str, Any], columns: Sequence[Column], where: str) -> Row | Defect:
     """Return the cells of some columns of a row."""
     cells: list[str] = []

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from research.cli import format_count
+from research.contracts import contract
 from research.files.cells import MOSTLY, Column, format_number
 from research.files.sources import quote_setting
 
@@ -110,11 +111,13 @@ def encode_features(
     return x, [*notes, *([f"one value in training: {list_names(constant)}"] if constant else [])]
 
 
+@contract
 def exclude_column(name: str) -> str:
     """Return the setting that leaves a column out, quoted for Hydra and the shell where its name is no word."""
     return quote_setting("data.exclude", name, "[{}]")
 
 
+@contract
 def list_names(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.cli import wait_for
+from research.contracts import contract
 from research.files.cache import hash_file
 from research.files.network import is_hub_reachable
 from research.files.sources import quote_setting
@@ -81,6 +82,7 @@ class Copy:
                 raise ValueError(f"data: {file} is damaged\ndelete {self.folder}, and start again")
 
 
+@contract
 def hash_folder(folder: Path) -> str:
     """Return a digest of the names and contents of all files below a folder, but for hidden ones."""
     parts = []
@@ -137,6 +139,7 @@ def has_copies() -> bool:
     return any(CACHE.glob(f"*/{META}"))
 
 
+@contract
 def read_copy(folder: Path) -> Copy | None:
     """Return what is in a folder of the cache; None where there is none."""
     record = read_json(folder / META) if (folder / META).exists() else {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import first_line
+from research.contracts import contract
 from research.files.cache import hash_file, wait_for_lock
 from research.files.hub import AUTO, CONTENT, INDEX, META, OFFLINE, VERSION, Request, find_home, read_copy
 from research.files.hub_rows import write_split
@@ -63,6 +64,7 @@ def fill(request: Request, folder: Path) -> None:
 class Source:
     """A data set that was found, and the streams of its splits by its own names."""
 
+    @contract
     def __init__(self, request: Request) -> None:
         path = request.dataset
         if not request.is_folder and is_set_offline():
@@ -166,6 +168,7 @@ def is_about_network(error: BaseException | None) -> bool:
     return False
 
 
+@contract
 def list_names(names: Sequence[str]) -> str:
     """Return names for a message."""
     return ", ".join(names[:NUM_NAMES]) + f" and {len(names) - NUM_NAMES} more" * (len(names) > NUM_NAMES)
@@ -208,6 +211,7 @@ def infer_features(rows: Any) -> dict[str, Any]:
     }
 
 
+@contract
 def is_text(feature: Any) -> bool:
     """Return whether a column holds texts."""
     return getattr(feature, "dtype", "") in ("string", "large_string")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from research.cli import print_message
+from research.contracts import contract
 from research.files.hub import CONTENT, INDEX, Request
 from research.run_dir import read_json, write_record
 
@@ -15,6 +16,7 @@ PROGRESS_EVERY = 1 << 25  # bytes between two notes of how far it came
 Row = Mapping[str, Any]
 
 
+@contract
 class Draft:
     """The files of one split, and how far they came."""
 
@@ -57,6 +59,7 @@ class Draft:
             file.close()
 
 
+@contract
 def write_split(folder: Path, part: str, rows: Any, request: Request) -> int:
     """Write a split, or go on with it; return the number of its samples. `rows` is a stream that tells its state."""
     draft = Draft(folder, part, (INDEX,) if request.kind == "text" else (INDEX, CONTENT))

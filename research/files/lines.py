@@ -11,6 +11,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from research.contracts import contract
+
 LONGEST_ROW = 1 << 26  # bytes of a row of JSONL or CSV
 ONE_VALUE = re.compile(r"\ufeff?\s*(\[\s*\{|[\[{]\s*$)")  # how a file begins that is no JSONL
 SEPARATORS = ",;\t|"
@@ -25,6 +27,7 @@ class Defect:
     where: str
 
 
+@contract
 def encoding_name(encoding: str) -> str:
     """Return an encoding as people write it."""
     return lookup(encoding).name.upper()
@@ -43,6 +46,7 @@ def tell_undecoded(read: Callable[[Path, str], Iterator[T]]) -> Callable[[Path, 
     return iterate
 
 
+@contract
 @tell_undecoded
 def iter_objects(file: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Defect]:
     """Yield each object of a file of JSONL with the number of its line."""
@@ -65,6 +69,7 @@ def iter_objects(file: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any
                 yield Defect(row, where) if isinstance(row, str) else (number, row)
 
 
+@contract
 def parse_json(line: str, encoding: str) -> dict[str, Any] | str:
     """Return the object of a line, or what the line is instead."""
     try:
@@ -77,6 +82,7 @@ def parse_json(line: str, encoding: str) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else "lines that are no JSON object"
 
 
+@contract
 @tell_undecoded
 def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | Defect]:
     """Yield the cells of CSV or TSV, the header first, each row with the number of its last line.

@@ -3,6 +3,8 @@
 import os
 from urllib.parse import urlsplit
 
+from research.contracts import contract
+
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 CONNECT_SECONDS = 2.0  # for a server to answer at all
 
@@ -17,6 +19,7 @@ def is_set_offline() -> bool:
     return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE_VARIABLES)
 
 
+@contract
 def find_server(address: str, variable: str) -> tuple[str, int]:
     """Return host and port of the server of an address, or of the proxy before it. `variable`: where the address is set.
 
@@ -43,6 +46,7 @@ def parse_address(address: str, variable: str) -> tuple[str, str, int]:
     return url.scheme, host, port
 
 
+@contract
 def can_connect(address: str, variable: str, seconds: float = CONNECT_SECONDS) -> bool:
     """Return whether the server of an address, or the proxy before it, takes connections.
 

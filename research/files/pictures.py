@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from research.contracts import contract
 from research.files.lines import Defect
 from research.files.sources import IMAGE_KINDS, Counts, build_filter, describe_kind, iter_files
 
@@ -76,6 +77,7 @@ class Pictures:
     sizes: list[Size]  # before they were resized
 
 
+@contract
 def list_pictures(root: Path, pattern: str | None, counts: Counts) -> list[Path]:
     """Return the pictures below a folder, sorted by name; what is of another kind, and hidden files, are counted."""
     files, is_wanted = [], build_filter(pattern, IMAGE_KINDS)
@@ -89,6 +91,7 @@ def list_pictures(root: Path, pattern: str | None, counts: Counts) -> list[Path]
     return sorted(files)
 
 
+@contract
 def is_hidden(parts: Sequence[str]) -> bool:
     """Return whether a path below a folder is hidden, by its name or a folder's."""
     return any(part.startswith(".") for part in parts)
@@ -201,6 +204,7 @@ def flatten_colours(image: Image.Image, where: Origin) -> Image.Image:
     return image.convert(kind)
 
 
+@contract
 def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result | Defect]:
     """Return a result or a defect for each item, in their order. Threads: decoding releases the interpreter."""
 
@@ -268,6 +272,7 @@ def decode_pictures(
     )
 
 
+@contract
 def select_good(results: Sequence[object], defects: Counts) -> list[int]:
     """Return the numbers of the results that are no defects, and count those that are."""
     for result in results:
@@ -276,6 +281,7 @@ def select_good(results: Sequence[object], defects: Counts) -> list[int]:
     return [number for number, result in enumerate(results) if not isinstance(result, Defect)]
 
 
+@contract
 def parse_size(size: int | Sequence[int] | None) -> Size | None:
     """Return height and width. Raise ValueError for what is neither a number nor two."""
     if size is None:

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from inspect import signature
 from pathlib import Path
 
+from research.contracts import contract
 from research.run_dir import expand_path
 
 # Of the standard library: tests repeat its code, and packages of others differ between machines.
@@ -47,6 +48,7 @@ class Counts:
     numbers: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
+    @contract
     def add(self, kind: str, where: str, number: int = 1) -> None:
         """Count what is at `where`."""
         self.numbers[kind] = self.numbers.get(kind, 0) + number
@@ -69,6 +71,7 @@ class Counts:
 
 
 @contextmanager
+@contract
 def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show on stderr how far some work on `total` bytes is; give the function to call with the bytes that are done.
 
@@ -89,6 +92,7 @@ def show_progress(work: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda size: None
 
 
+@contract
 def check_defects(defects: Counts, skip: bool, counts: Counts, fix: str = FIX, key: str = "data.path") -> None:
     """Raise ValueError for what cannot be read, all in one list, with its fix; with `skip` count it as left out."""
     if defects.numbers and not skip:
@@ -98,6 +102,7 @@ def check_defects(defects: Counts, skip: bool, counts: Counts, fix: str = FIX, k
         counts.add(kind, defects.examples[kind][0], number)
 
 
+@contract
 def check_needs(keys: str, build: Callable[..., object] | None = None, what: str = "of files", **settings: object) -> None:
     """Raise ValueError for a setting without an effect unless `keys` are given: not its default in `build`, else not null."""
     parameters = signature(build).parameters if build else {}
@@ -145,6 +150,7 @@ def find_files(
     return list(files.values())
 
 
+@contract
 def find_split(name: str) -> str:
     """Return which split a folder of this name is: train, val, test, or unsup without classes; empty for none."""
     match = SPLIT_NAME.fullmatch(name)
@@ -158,6 +164,7 @@ def split_stem(stem: str) -> tuple[str, str]:
     return (SPLIT_WORDS[match[2].lower()], match[1] or "") if match and is_split else ("", "")
 
 
+@contract
 def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
     """Raise ValueError where training files stand beside those of another split: read as one, both would be learnt.
 
@@ -191,11 +198,13 @@ def check_splits(text: str, root: Path, files: Sequence[Path]) -> None:
             raise ValueError(f"{message}\ngive {fix}: the split is made here; or name each to mix them: 'data.path=[A,B]'")
 
 
+@contract
 def quote_path(path: str | Path) -> str:
     """Return data.path=PATH as one word that the shell, then Hydra, reads as this very path."""
     return quote_setting("data.path", str(path))
 
 
+@contract
 def quote_setting(key: str, text: str, form: str = "{}") -> str:
     """Return a setting as one word that the shell, then Hydra, reads as this very text; "[{}]" is the form of a list of it."""
     if re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) and text.lower() not in ("null", "true", "false", "nan", "inf"):
@@ -204,6 +213,7 @@ def quote_setting(key: str, text: str, form: str = "{}") -> str:
     return shlex.quote(f"{key}={form.format(quoted)}")
 
 
+@contract
 def iter_files(
     root: Path, counts: Counts, is_wanted: Callable[[Path], bool] = lambda path: True, skipped: Collection[str] = ()
 ) -> Iterator[Path]:
@@ -228,6 +238,7 @@ def iter_files(
                 counts.add("broken links or devices", str(path))
 
 
+@contract
 def build_filter(patterns: str | Sequence[str] | None, kinds: Sequence[str]) -> Callable[[Path], bool]:
     """Return what tells whether a file is read: its name matches a pattern; without any its suffix, in any case, is a kind.
 
@@ -239,6 +250,7 @@ def build_filter(patterns: str | Sequence[str] | None, kinds: Sequence[str]) -> 
     return lambda path: any(path.match(pattern) if "/" in pattern else fnmatch(path.name, pattern) for pattern in wanted)
 
 
+@contract
 def list_own_files(root: Path, patterns: str | Sequence[str] | None, counts: Counts) -> list[Path]:
     """Return the files of a folder itself that match; without patterns those of other kinds are counted."""
     is_wanted = build_filter(patterns, KINDS)
@@ -257,6 +269,7 @@ def count_others(root: Path, matching: Sequence[Path], counts: Counts) -> None:
             counts.add(describe_kind(path), str(path))
 
 
+@contract
 def describe_kind(path: Path) -> str:
     """Return what files of a kind that is not read are called."""
     return f"{path.suffix} files" if path.suffix else "files without a suffix"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from research.run_dir import lock, sync
+from research.files.locks import lock
+from research.run_dir import sync
 
 EXPORT_FILE = "export.json"  # in the folder of an export: what it is of, and how it was checked
 

@@ -7,20 +7,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
+
 BLOCK, PIECE, MAGIC_BYTES = 32_768, struct.Struct("<IHB"), 7  # of its files: checksum, length and kind before each piece
 PIECE_KINDS, LAST_KINDS = (1, 2, 3, 4), (1, 4)  # whole, first, middle, last
 
 
+@contract
 def list_files(folder: Path, run_id: str) -> list[Path]:
     """Return the files of a run, the oldest first."""
     return sorted(folder.glob(f"*run-*-{run_id}*/run-{run_id}.wandb"), key=lambda path: path.parent.name.partition("run-")[2])
 
 
+@contract
 def read_last_step(file: Path) -> int:
     """Return the step of the last row in a file; 0 without a row."""
     return int(max((row["step"] for row in read_rows([file]).values()), default=0))
 
 
+@contract
 def read_rows(files: Sequence[Path]) -> dict[int, dict[str, float]]:
     """Return the finite numbers of the rows by W&B's own count of them, without the times; of one that came again the last."""
     rows = {}
@@ -31,6 +36,7 @@ def read_rows(files: Sequence[Path]) -> dict[int, dict[str, float]]:
     return rows
 
 
+@contract
 def read_file(path: Path) -> Iterator[Any]:
     """Yield the records of one of W&B's files, which is a log as LevelDB's: pieces in blocks. A torn one is its end."""
     from wandb.proto.wandb_internal_pb2 import Record

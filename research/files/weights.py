@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from research.contracts import contract
 from research.run_dir import parse_json, read_text
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first counts
 
 
+@contract
 def list_weight_files(folder: Path) -> list[Path]:
     """Return the files with the weights of a folder, of which some may be missing; none where it names none.
 

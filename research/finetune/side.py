@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from research.contracts import contract
 from research.finetune.base import take_weights
 from research.nn.lowrank import check_rank, select_layers
 from research.ranges import Fraction, PositiveFloat, PositiveInt, check_settings
@@ -44,6 +45,7 @@ def side(
     return model
 
 
+@contract
 def list_adapters(model: nn.Module) -> dict[str, Any]:
     """Return peft's layers by name: each has a `base_layer` and `get_delta_weight`."""
     from peft.tuners.lora import LoraLayer
@@ -52,6 +54,7 @@ def list_adapters(model: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
+@contract
 def merge_side(model: nn.Module) -> nn.Module:
     """Add each adapter to the weight of its layer, in place; return the model, which is plain then.
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from research import signals
 from research.cli import Parser, protect_streams, run_command
+from research.contracts import contract
 from research.tracking.find import check_run
 
 
+@contract
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 1 or 2 with one message on stderr."""
     command = Parser("python -m research.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

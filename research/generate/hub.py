@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from research.contracts import contract
 from research.models.hub import Hub
 
 
+@contract
 class HubDecoder:
     """Computes the logits of the next token after all tokens that were fed, as nn.decode.Decoder does for our own models."""
 

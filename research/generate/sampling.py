@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from research.contracts import contract
+
 MIN_TEMPERATURE = 1e-3  # below it logits would overflow
 
 
@@ -51,6 +53,7 @@ class Sampler:
         return int(torch.multinomial(p, 1, generator=self.generator))
 
 
+@contract
 def cut_at_stop(chunks: Iterator[bytes], stops: Sequence[bytes]) -> Iterator[bytes]:
     """Yield the chunks up to the first of the texts `stops`, which may begin in one chunk and end in another.
 

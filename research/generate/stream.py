@@ -11,6 +11,7 @@ from itertools import islice, takewhile
 import torch
 
 from research.cli import escape_controls, print_message, redirect_to_null
+from research.contracts import contract
 from research.data.tokenizers import Tokenizer
 from research.generate.hub import HubDecoder
 from research.generate.sampling import Sampler, cut_at_stop
@@ -43,6 +44,7 @@ def iter_tokens(decoder: Decoder | HubDecoder, prompt: list[int], max_seq_len: i
         logits = decoder.feed(torch.tensor(unread))
 
 
+@contract
 def encode(prompt: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
     """Return the tokens of a text; without a tokenizer the numbers in it, or raise ValueError for anything else."""
     if tokenizer:

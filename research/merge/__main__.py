@@ -12,12 +12,14 @@ from pathlib import Path
 
 from research import signals
 from research.cli import Parser, print_message, protect_streams, run_command
+from research.contracts import contract
 from research.files.stage import stage_output
 from research.options.finetuning import SIDE, get_target, is_beside
 from research.run_dir import expand_path
 from research.tracking.find import check_run, find_run
 
 
+@contract
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, or 1 or 2 with one message on stderr and the output folder unchanged."""
     command = Parser("python -m research.merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from research.composition.recorded import load_config
+from research.contracts import contract
 from research.data.spec import Split, spread_evenly
 from research.finetune.side import list_adapters, merge_side
 from research.load import TrainedRun, instantiate, load_run
@@ -37,6 +38,7 @@ class Plain:
     config: dict[str, Any]
 
 
+@contract
 def build_plain(run: str, base: str | None, num_samples: int) -> tuple[Plain, dict[str, str]]:
     """Return the plain model of a run, and what is to be said of it.
 
@@ -85,6 +87,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     return model
 
 
+@contract
 def write_plain(plain: Plain, folder: Path) -> None:
     """Write a run folder: configuration, checkpoint, summary, and the tokenizer or the hub model's configuration."""
     run, config = plain.run, plain.config | {"resume": {"path": None, "weights_only": False}}

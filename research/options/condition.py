@@ -5,6 +5,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from research.contracts import contract
+
 FUNCTIONS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Not: operator.not_,
     ast.USub: operator.neg,
@@ -21,6 +23,7 @@ FUNCTIONS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 
+@contract
 class Condition:
     """A parsed condition: `holds` evaluates it, `names` are the keys that it depends on.
 

@@ -5,6 +5,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from research.contracts import contract
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FOLDERS = [CONF]  # whose options there are: our own, then those of the folders that a command line adds
 
@@ -19,6 +21,7 @@ def list_groups() -> dict[str, list[str]]:
     return {name: sorted(names) for name, names in options.items() if (CONF / name).is_dir() or names}
 
 
+@contract
 def set_folders(folders: list[Path]) -> None:
     """Let the options of these folders count too, as those of --config-dir; ours come first, as for Hydra."""
     FOLDERS[1:] = folders
@@ -32,12 +35,14 @@ def read_defaults() -> dict[str, str]:
     )
 
 
+@contract
 def read_yaml(group: str, option: str) -> str:
     """Return the text of an option's yaml; empty for an option without one."""
     files = (folder / group / f"{option}.yaml" for folder in FOLDERS)
     return next((file.read_text(encoding="utf-8", errors="replace") for file in files if os.path.isfile(file)), "")
 
 
+@contract
 def read_whole(group: str, option: str) -> str:
     """Return the text of an option's yaml, then that of the option it builds on, and so on."""
     texts = list[str]()
@@ -47,6 +52,7 @@ def read_whole(group: str, option: str) -> str:
     return "\n".join(texts)
 
 
+@contract
 def chooses_node(preset: str, option: str, group: str, key: str) -> bool:
     """Return whether an option of a preset's group chooses one of another group, or sets its node, as model.linear, itself."""
     root, name = key.partition(".")[0], key.rpartition(".")[2]
@@ -54,11 +60,13 @@ def chooses_node(preset: str, option: str, group: str, key: str) -> bool:
     return bool(re.search(f"{chooses}|{sets}", read_yaml(preset, option), re.MULTILINE))
 
 
+@contract
 def list_offers(group: str) -> list[str]:
     """Return the options of a group that advice offers: those that need no extra."""
     return [option for option in list_groups().get(group, ()) if "pip install" not in read_whole(group, option)]
 
 
+@contract
 def find_target(group: str, option: str) -> str:
     """Return the `_target_` of an option, its own or that of the option it builds on; empty where it has none."""
     target = re.search(rf"^(?:{group}:\n(?:  .*\n)*?  )?_target_: (\S+)", read_whole(group, option), re.MULTILINE)

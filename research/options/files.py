@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from research.contracts import contract
 from research.options.conf import FOLDERS, list_groups, read_yaml
 from research.options.habits import suggest
 from research.rules import PRESET_GROUPS
@@ -41,6 +42,7 @@ def format_file(path: Path) -> str:
     return str(path.relative_to(FOLDERS[0].parent)) if path.is_relative_to(FOLDERS[0]) else str(path)
 
 
+@contract
 def describe_yaml_error(error: yaml.YAMLError) -> str:
     """Return file:line of an error of the parser, what it says, and what to do."""
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
@@ -51,6 +53,7 @@ def describe_yaml_error(error: yaml.YAMLError) -> str:
     return "\n".join(filter(None, (f"{format_file(Path(mark.name))}:{mark.line + 1}: {problem}", fix)))
 
 
+@contract
 def check_option(group: str, option: str, above: Above = ()) -> list[str]:
     """Return what is wrong with the yaml of an option, or of one in its defaults, in lines; none where it can be composed.
 
@@ -96,6 +99,7 @@ def holds_itself(value: object, above: tuple[int, ...] = ()) -> bool:
     return id(value) in above or any(holds_itself(item, (*above, id(value))) for item in inner if isinstance(item, list | dict))
 
 
+@contract
 def find_line(text: str, key: object) -> int:
     """Return the line of a dotted key in the text of a yaml; 0 where it has none."""
     node, line = yaml.compose(text, LOADER), 0
@@ -108,6 +112,7 @@ def find_line(text: str, key: object) -> int:
     return line
 
 
+@contract
 def locate_key(group: str, option: str, key: str) -> str:
     """Return file:line of a dotted key in the yaml of a preset; empty where it does not have it."""
     with suppress(yaml.YAMLError, UnicodeDecodeError):
@@ -170,12 +175,14 @@ def check_choice(group: str, option: str, where: str, above: Above, entry: str =
         yield lines
 
 
+@contract
 def describe_missing_node(group: str, option: str) -> list[str]:
     """Return why an option gives nothing that can be built."""
     name = format_file(path) if (path := find_file(group, option)) else f"{group}={option}"
     return [f"{name} names no _target_ below '{group}'", "the class or function, as _target_: mine.Net; and no # @package line"]
 
 
+@contract
 def describe_needs(target: str, key: str, option: str, missing: list[str]) -> list[str]:
     """Return which arguments the target of an option lacks, and where they are given."""
     name = format_file(path) if (path := find_file(key.partition(".")[0], option)) else f"the yaml of '{key}'"
@@ -185,6 +192,7 @@ def describe_needs(target: str, key: str, option: str, missing: list[str]) -> li
     return [f"{target} needs {', '.join(missing)}", fix]
 
 
+@contract
 def describe_missing_value(key: str, option: str) -> list[str]:
     """Return that a setting of an option needs a value, with what the comment in its yaml says of it."""
     *_, group, name = "", *key.split(".")
@@ -192,6 +200,7 @@ def describe_missing_value(key: str, option: str) -> list[str]:
     return [f"{key} needs a value", f"give {key}=VALUE, {comment[1]}" if comment else ""]
 
 
+@contract
 def describe_missing_keys(group: str, option: str, keys: list[str]) -> list[str]:
     """Return which keys at the top an option of a group has to set, and how."""
     name = format_file(path) if (path := find_file(group, option)) else f"{group}={option}"
@@ -202,6 +211,7 @@ def describe_missing_keys(group: str, option: str, keys: list[str]) -> list[str]
     ]
 
 
+@contract
 def describe_other_file(group: str, name: str) -> str:
     """Return why a file with an option's name is none; empty where there is no such file."""
     for path in (folder / group / f"{name}{suffix}" for folder in FOLDERS for suffix in (".yml", ".yaml", "")):

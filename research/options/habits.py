@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
+from research.contracts import contract
 from research.options.conf import list_groups
 from research.ranges import ValueType
 
@@ -20,6 +21,7 @@ PRESET = "options are chosen by name: GROUP=OPTION; several at once are a preset
 FALSE, TRUE = ("false", "0", "no", "off", "null", "none", "n"), ("true", "1", "yes", "on", "y", "t")
 
 
+@contract
 def squash(name: str) -> str:
     """Return a name without what people write differently: case, - and _."""
     return re.sub(r"[-_\s]", "", name).lower()
@@ -32,17 +34,20 @@ def read_tables() -> dict[str, Any]:
 
 
 @cache
+@contract
 def index(name: str, key: str | None = None) -> dict[str, str]:
     """Return a table by each of its words, squashed; of `values` that of a key."""
     table = read_tables()[name] if key is None else read_tables()[name].get(key, {})
     return {squash(word): ours for ours, words in table.items() for word in words.split()}
 
 
+@contract
 def find_habit(key: str) -> str:
     """Return our key for what others call the last part of a key; empty where it is not known."""
     return next(iter(list_habits(key)), "")
 
 
+@contract
 def list_habits(key: str) -> list[str]:
     """Return our keys for what others call a key or its last part: one an option, as data.label and data.target."""
     names = {ours: [squash(word) for word in words.split()] for ours, words in read_tables()["names"].items()}
@@ -50,11 +55,13 @@ def list_habits(key: str) -> list[str]:
     return ours or [name for name, words in names.items() if squash(key.rpartition(".")[2]) in words]
 
 
+@contract
 def is_whole_habit(key: str) -> bool:
     """Return whether others call a setting by this whole key, whose last part may be the name of another one."""
     return squash(key) in index("names") and "." in key
 
 
+@contract
 def find_command(word: str) -> str:
     """Return what is right for a word alone that is a command of other programs; empty where it is not known."""
     return index("commands").get(squash(word), "")
@@ -65,21 +72,25 @@ def find_value(key: str, text: str) -> str:
     return index("values", key.rpartition(".")[2]).get(squash(text), "")
 
 
+@contract
 def explain_value(key: str, text: str) -> str:
     """Return what is right in place of a value of a key that has none here; empty where it is not known."""
     return index("answers", key.rpartition(".")[2]).get(squash(text), "")
 
 
+@contract
 def explain_options(group: str) -> str:
     """Return what to do about an option that a group lacks; empty where nothing is known."""
     return str(read_tables()["options"].get(group, ""))
 
 
+@contract
 def is_switch(key: str) -> bool:
     """Return whether others switch something on by this name."""
     return squash(key) in index("switches")
 
 
+@contract
 def answer_habit(key: str, value: str) -> str:
     """Return the advice about a switch of others, or about what has no key of ours; empty where it is not known."""
     word = squash(key.rpartition(".")[2])
@@ -89,6 +100,7 @@ def answer_habit(key: str, value: str) -> str:
     return index("explanations").get(word, "")
 
 
+@contract
 def respell_option(group: str, text: str) -> str:
     """Return the option of a group that a text means, as BitNet, bitnet.yaml or conf/model/bitnet.yaml; else the text."""
     path = PurePath(text)
@@ -98,6 +110,7 @@ def respell_option(group: str, text: str) -> str:
     return options.get(squash(name)) or options.get(squash(theirs)) or text
 
 
+@contract
 def respell(key: str, text: str) -> str:
     """Return the value of a key as we write it, where others write it otherwise; else the text."""
     if key in list_groups():
@@ -105,6 +118,7 @@ def respell(key: str, text: str) -> str:
     return find_value(key, text) or text
 
 
+@contract
 def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> Iterator[object]:
     """Yield what a value that is refused may mean: a choice in another case, a whole number as 1e3 or 1k, yes as true."""
     text = str(value).strip().lower()
@@ -128,6 +142,7 @@ def iter_respelt(key: str, value: object, value_types: Sequence[ValueType]) -> I
         yield True
 
 
+@contract
 def respell_sweep(value: object) -> str:
     """Return several numbers as a sweep has them: [a,b], a|b, a;b or "a b" as a,b, and 0..4 or 0-4 as a range; else nothing."""
     if isinstance(value, list):
@@ -138,6 +153,7 @@ def respell_sweep(value: object) -> str:
     return ",".join(re.split(r"[|; ]+", str(value))) if re.fullmatch(rf"{number}(?:[|; ]+{number})+", str(value)) else ""
 
 
+@contract
 def respell_interval(text: str) -> str:
     """Return an interval as a sweep has it, for what samplers of others are called: loguniform(a,b), np.logspace(-4,-2)."""
     if not (match := re.fullmatch(r"(?:\w+\.)*(\w+)\(([^,()]+),([^,()]+)(?:,[^()]*)?\)", text)):
@@ -149,6 +165,7 @@ def respell_interval(text: str) -> str:
     return f"interval({low},{high})" if re.search("uniform|linspace|float|int", name) else ""
 
 
+@contract
 def count_changed_letters(a: str, b: str) -> int:
     """Return the letters between the common start and the common end: 1 for a typing slip, 2 for two letters swapped."""
     length = max(len(a), len(b))
@@ -158,6 +175,7 @@ def count_changed_letters(a: str, b: str) -> int:
     return length
 
 
+@contract
 def suggest(word: str, names: list[str]) -> list[str]:
     """Return at most three names that `word` may stand for, best first. A key may be typed by its last part alone."""
     if same := [name for name in names if squash(name) == squash(word)]:

@@ -3,6 +3,7 @@
 import re
 import textwrap
 
+from research.contracts import contract
 from research.options.conf import CONF, list_groups, read_defaults, read_yaml
 
 HELP_WIDTH = 100  # columns
@@ -27,6 +28,7 @@ examples:
 Hydra's own flags work too: --cfg job, --info, --hydra-help. HYDRA_FULL_ERROR=1 shows tracebacks."""
 
 
+@contract
 def describe(group: str, option: str) -> str:
     """Return the first sentence of a yaml's comment, without the command that a preset's comment opens with."""
     text = read_yaml(group, option)

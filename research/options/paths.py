@@ -7,9 +7,12 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
+from research.contracts import contract
+
 MAX_FILES, MAX_FOLDERS = 1000, 20  # of a folder that are looked at
 
 
+@contract
 def list_kinds(path: Path) -> tuple[set[str], set[str]]:
     """Return the suffixes of a file, or of the first files of a folder, and of those of its sub-folders."""
     if not path.is_dir():
@@ -25,12 +28,14 @@ def list_kinds(path: Path) -> tuple[set[str], set[str]]:
     return suffixes
 
 
+@contract
 def describe_id(typed: str) -> str:
     """Return how a model of the hub becomes a folder, for what may be its id, as gpt2 or Qwen/Qwen3-0.6B; else nothing."""
     is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", typed) and not os.path.exists(typed.partition("/")[0])
     return f"a model of the hub is fetched before: hf download {typed} --local-dir FOLDER; give that FOLDER" if is_id else ""
 
 
+@contract
 def find_near_paths(typed: str, path: Path) -> tuple[list[str], list[Path]]:
     """Return the lines of a path that is not there, and what is there that is called nearly so, as one would type it."""
     near = next(parent for parent in path.parents if os.path.exists(parent))

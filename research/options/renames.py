@@ -7,6 +7,8 @@ their readers: SUMMARY_V1 in run_dir.py, PROGRESS_V1 in training/snapshot.py, St
 import copy
 from typing import Any
 
+from research.contracts import contract
+
 TARGETS = {  # old -> new
     "research.trainer.Trainer": "research.training.trainer.Trainer",
     "research.optim.plain.plain": "research.optim.param_groups.from_base",
@@ -56,6 +58,7 @@ NODES = {  # config key -> the target that conf/ has there, whose old parameters
 }
 
 
+@contract
 def find_new_key(key: str, target: Any) -> str | None:
     """Return the current name of a config key whose node has this target; None where it never had another.
 
@@ -69,11 +72,13 @@ def find_new_key(key: str, target: Any) -> str | None:
     return None
 
 
+@contract
 def describe_rename(old: str, new: str) -> str:
     """Return the message of a key or target that is typed by its old name."""
     return f"'{old}' is called '{new}' since 0.2"
 
 
+@contract
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a resolved configuration of any earlier version with the current names."""
     upgraded: dict[str, Any] = copy.deepcopy(config)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from research import ranges
+from research.contracts import contract
 from research.options.renames import PLAIN_LOSS
 from research.options.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
 from research.ranges import ANY, ValueType
@@ -41,6 +42,7 @@ class Signature:
         """The names of the parameters, in order."""
         return [parameter.name for parameter in self.parameters]
 
+    @contract
     def get_annotation(self, index: int) -> str:
         """Return a parameter's annotation as its source has it; empty where it is not known."""
         return self.parameters[index].annotation if index < len(self.parameters) else ""
@@ -58,6 +60,7 @@ class Signature:
 
 
 @cache
+@contract
 def read_signature(target: str) -> Signature | None:
     """Return the signature of `target`; None where there is no such target, or its source does not say."""
     try:
@@ -68,6 +71,7 @@ def read_signature(target: str) -> Signature | None:
         return None
 
 
+@contract
 def list_plain_settings(loss: Mapping[str, Any]) -> list[str]:
     """Return the settings of a loss that are left over, at their defaults, from the option whose target was replaced."""
     signature = read_signature(str(loss.get("_target_")))

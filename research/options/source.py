@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from research.contracts import contract
 from research.options.renames import TARGETS, describe_rename
 
 MAX_DEPTH = 12  # imports, aliases, bases that are followed
@@ -93,6 +94,7 @@ def drop_bodies(source: bytes) -> bytes:
 
 
 @cache
+@contract
 def find_source(name: str) -> Path | None:
     """Return the source file of a module; an empty path for compiled code, None where there is no such module."""
     parent, _, part = name.rpartition(".")
@@ -163,6 +165,7 @@ def check_path(target: str) -> None:
         raise TargetError(f"{target} is no dotted path to a class or a function, as mine.Net of mine.py")
 
 
+@contract
 def find_bare_folder(target: str) -> list[str]:
     """Return that a folder of the user's own on the way to a target is no package, and what to do; nothing without one."""
     folder = Path.cwd()

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
+from research.contracts import contract
 from research.ranges import repr_value
 from research.rules import Conflict
 
@@ -22,6 +23,7 @@ AT_MOST_1 = re.compile(r"/(?:\w+_)?(?:acc|f1|auroc|iou|exact_match|r2)$")  # of 
 TRIGGER_HINT = "give a number of steps, or METRIC:VALUE as val/acc:0.5"
 
 
+@contract
 def read_directions(config: Mapping[str, Any]) -> dict[str, bool]:
     """Return whether more is better of each metric that says so in a configuration, by its name in evaluations."""
     nodes = config.get("metrics")
@@ -29,16 +31,19 @@ def read_directions(config: Mapping[str, Any]) -> dict[str, bool]:
     return {f"val/{name}": better for name, better in says.items() if isinstance(better, bool)}
 
 
+@contract
 def higher_is_better(name: str, directions: Mapping[str, bool]) -> bool:
     """Return what the metric says; else True for accuracies, False for losses, bits per byte and what is not known."""
     return directions.get(name, name.endswith("acc"))
 
 
+@contract
 def is_better(name: str, new: float, old: float, directions: Mapping[str, bool]) -> bool:
     """Return whether `new` beats `old` by this metric. NaN beats nothing."""
     return new > old if higher_is_better(name, directions) else new < old
 
 
+@contract
 def shorten_name(name: str, width: int) -> str:
     """Return a metric's name in at most `width` cells of a terminal, its middle left out: names differ at their ends."""
     from rich.cells import cell_len, set_cell_size  # a Chinese letter has two
@@ -49,6 +54,7 @@ def shorten_name(name: str, width: int) -> str:
     return f"{set_cell_size(name, width - 1 - cell_len(tail)).rstrip()}…{tail}"
 
 
+@contract
 def check_metric_name(name: str) -> Conflict | None:
     """Return the conflict of a metric that is named as one that every evaluation reports, or with a slash."""
     if f"val/{name}" not in CORE_METRICS and re.fullmatch(r"\w+", name):
@@ -57,6 +63,7 @@ def check_metric_name(name: str) -> Conflict | None:
     return Conflict((f"metrics.{name}",), message, "give it another name of letters, digits and _")
 
 
+@contract
 def check_monitor(monitor: object, own: Iterable[str], reported: Sequence[str] = ()) -> Conflict | None:
     """Return the conflict of a monitor that no evaluation reports, or where `reported` is given, none of these data.
 
@@ -85,6 +92,7 @@ class Trigger:
     def __str__(self) -> str:
         return f"{self.metric}:{self.value:g}" if self.metric else str(self.step)
 
+    @contract
     def fires(self, step: int, metrics: Mapping[str, float], directions: Mapping[str, bool] = NO_DIRECTIONS) -> bool:
         """Return whether the moment has come; a metric that is missing or not finite fires nothing."""
         if not self.metric:
@@ -117,11 +125,13 @@ def parse_trigger(raw: object, setting: str) -> Trigger:
     return trigger
 
 
+@contract
 def is_beyond(metric: str, value: float) -> bool:
     """Return whether a metric that is at most 1 never has this value."""
     return value > 1 and AT_MOST_1.search(metric) is not None
 
 
+@contract
 def check_trigger_order(start: Trigger, stop: Trigger, directions: Mapping[str, bool] = NO_DIRECTIONS) -> Conflict | None:
     """Return the conflict of a filter that stops before it starts."""
     if not never_active(start, stop, directions):
@@ -130,6 +140,7 @@ def check_trigger_order(start: Trigger, stop: Trigger, directions: Mapping[str, 
     return Conflict(("optim.stop_when", "optim.start_when"), message, "give a later trigger, or leave one out")
 
 
+@contract
 def check_trigger(key: str, trigger: Trigger, eval_train: bool, steps: int) -> Conflict | None:
     """Return the conflict of a trigger whose metric is not measured, or that counts more steps than the run has."""
     if trigger.metric == "train/acc" and not eval_train:

@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.distributions import FloatDistribution, IntDistribution
 
+from research.contracts import contract
 from research.pbt.settings import PopulationSettings
 from research.sweep.space import Parameter
 
@@ -36,6 +37,7 @@ class Member:
         return f"g{self.generation}m{self.number}"
 
 
+@contract
 def create_first_generation(parameters: Mapping[str, Parameter], s: PopulationSettings) -> list[Member]:
     """Return the first generation, drawn from the space."""
 
@@ -45,6 +47,7 @@ def create_first_generation(parameters: Mapping[str, Parameter], s: PopulationSe
     return [Member(0, number, None, draw(number)) for number in range(s.population)]
 
 
+@contract
 def evolve_generation(
     before: Sequence[Member], parameters: Mapping[str, Parameter], s: PopulationSettings, maximize: bool
 ) -> list[Member]:
@@ -64,6 +67,7 @@ def evolve_generation(
     return members
 
 
+@contract
 def rank_members(members: Sequence[Member], maximize: bool) -> list[Member]:
     """Return the best first and those that failed last; equal ones keep their order."""
     return sorted(members, key=lambda member: get_loss(member, maximize))
@@ -155,5 +159,6 @@ def get_neighbour(values: Sequence[Any], value: Any, is_up: bool) -> Any:
     return values[min(max(index + (1 if is_up else -1), 0), len(values) - 1)]
 
 
+@contract
 def clamp(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)

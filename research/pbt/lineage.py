@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from research.contracts import contract
 from research.pbt.evolve import Member, rank_members
 from research.pbt.plan import Plan
 from research.report.results import render_csv
@@ -18,6 +19,7 @@ COLUMNS = ("generation", "member", "parent", "value", "best", "steps", "folder",
 REPORT_FILES = ("population.csv", "optimization_results.yaml", "lineage.png")
 
 
+@contract
 def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
     """Write REPORT_FILES and return the best member of the generation `last`.
 
@@ -40,6 +42,7 @@ def report(plan: Plan, members: Sequence[Member], last: int) -> Member:
     return best
 
 
+@contract
 def trace_ancestry(members: Sequence[Member], last: Member) -> list[Member]:
     """Return a member and those whose state it continues, from the first generation on."""
     known = {(member.generation, member.number): member for member in members}
@@ -49,6 +52,7 @@ def trace_ancestry(members: Sequence[Member], last: Member) -> list[Member]:
     return line
 
 
+@contract
 def select_trained(ancestry: Sequence[Member]) -> list[Member]:
     """Return the members that have taken a step."""
     starts = [0, *(member.steps for member in ancestry)]
@@ -104,6 +108,7 @@ def find_own_uri(plan: Plan) -> str:
     return mlflow_store.find_store_uri(plan.folder, OmegaConf.select(plan.config, "tracker.uri"))
 
 
+@contract
 def tag_runs(plan: Plan, members: Sequence[Member], before: Sequence[Member]) -> None:
     """Tag each run in MLflow with its generation and parent; log a warning if MLflow cannot be reached."""
     parents, logged = {member.number: member for member in before}, [member for member in members if member.run_id]
@@ -122,6 +127,7 @@ def tag_runs(plan: Plan, members: Sequence[Member], before: Sequence[Member]) ->
         log.warning("MLflow does not know the lineage of %s: %s", ", ".join(m.name for m in members), error)
 
 
+@contract
 def conclude(plan: Plan, members: Sequence[Member], best: Member, status: str) -> None:
     """End the sweep's run in MLflow, if there is one, with the files, the best values and its status."""
     if not (plan.folder / mlflow_store.RUN_ID_FILE).exists():

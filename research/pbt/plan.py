@@ -9,10 +9,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.composition.recorded import CHANGEABLE_KEYS
+from research.contracts import contract
+from research.files.locks import is_locked
 from research.options.trigger import read_directions
 from research.pbt.evolve import Member, create_first_generation
 from research.pbt.settings import EXAMPLES, PopulationSettings
-from research.run_dir import OUTER_KEYS, is_locked, read_json, write_record
+from research.run_dir import OUTER_KEYS, read_json, write_record
 from research.signals import get_launched_ranks
 from research.sweep.plan import describe_space, format_row, hash_record
 from research.sweep.settings import convert
@@ -48,11 +50,13 @@ class Plan:
     def generations(self) -> int:
         return -(-self.steps // self.settings.interval)
 
+    @contract
     def get_last_step(self, generation: int) -> int:
         """Return the step at which a generation ends."""
         return min((generation + 1) * self.settings.interval, self.steps)
 
 
+@contract
 def make_plan(raw_settings: dict[str, Any], arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
     """Return the plan of a command. Raise ValueError with the setting that is wrong and the fix."""
     settings = convert(PopulationSettings, raw_settings, EXAMPLES)
@@ -66,6 +70,7 @@ def make_plan(raw_settings: dict[str, Any], arguments: Sequence[str], config: Di
     return Plan(settings, space, config, steps, config.monitor, direction == "maximize")
 
 
+@contract
 def find_conflicts(s: PopulationSettings, space: Space, config: DictConfig, steps: int) -> Iterator[str]:
     """Yield what is wrong with the settings beside the run's own, each with its fix."""
     if not s.factors:
@@ -89,6 +94,7 @@ def find_conflicts(s: PopulationSettings, space: Space, config: DictConfig, step
         yield f"callbacks.time_limit.seconds={seconds}: members would end before their generation does; {fix}"
 
 
+@contract
 def can_resume(plan: Plan, folder: Path) -> bool:
     """Return True for a population of this very command that is not finished and that no process runs."""
     try:
@@ -108,6 +114,7 @@ class PopulationRecord:
     members: Sequence[Member] = ()
     version: int = VERSION
 
+    @contract
     def write(self, folder: Path) -> None:
         """Write population.json, complete or not at all."""
         content = {"version": self.version, "digest": self.digest, "over": self.finished, "asked": self.requested}
@@ -126,6 +133,7 @@ def read_population(folder: Path) -> PopulationRecord:
     return PopulationRecord(record.get("digest", ""), bool(record.get("over")), record.get("asked") or {}, members)
 
 
+@contract
 def describe_plan(plan: Plan) -> list[str]:
     """Return the lines of a dry run."""
     s, rest = plan.settings, plan.steps % plan.settings.interval

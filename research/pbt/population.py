@@ -13,10 +13,12 @@ from omegaconf import DictConfig
 
 from research.cli import describe_error, redact, redact_output
 from research.composition.overrides import to_override
+from research.contracts import contract
+from research.files.locks import lock
 from research.pbt import lineage
 from research.pbt.evolve import Member, create_first_generation, evolve_generation, rank_members
 from research.pbt.plan import POPULATION_FILE, Plan, PopulationRecord, can_resume, describe_plan, make_plan, read_population
-from research.run_dir import TRIAL_ENV_VAR, Summary, check_links, list_checkpoints, lock, read_summary
+from research.run_dir import TRIAL_ENV_VAR, Summary, check_links, list_checkpoints, read_summary
 from research.sweep.compose import Composer
 from research.sweep.objective import find_lack
 from research.sweep.plan import format_row, hash_record, resolve_folder
@@ -50,6 +52,7 @@ def run_population(
             finish(population, status)
 
 
+@contract
 def finish(population: "Population", status: str) -> None:
     """Write the report on the generations that have ended and print where it is; also after Ctrl-C."""
     plan, members = population.plan, population.members
@@ -70,6 +73,7 @@ def finish(population: "Population", status: str) -> None:
         print(format_row("interrupted", f"after {len(members)} runs: the same command runs the rest"), flush=True)
 
 
+@contract
 class Population:
     """Trains generation after generation; population.json holds the members that have ended."""
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from research.composition.compose import count_composed
 from research.composition.overrides import expand_argument, quote_word
+from research.contracts import contract
 from research.options.conf import list_groups
 from research.options.habits import count_changed_letters
 
@@ -53,6 +54,7 @@ def read_words(text: str) -> list[str]:
     return [] if any(re.fullmatch(PLACEHOLDER, word) for word in leading) else leading
 
 
+@contract
 def iter_alternatives(line: str) -> Iterator[tuple[str, str]]:
     """Yield what a line of advice begins with, and each of its alternatives; nothing for another line."""
     if lead := next((lead for lead in LEADS if line.startswith(lead)), ""):
@@ -60,6 +62,7 @@ def iter_alternatives(line: str) -> Iterator[tuple[str, str]]:
         yield from ((lead, text) for text in re.split(r",? or " if lead == "leave out " else rf",? or {NEXT}", rest))
 
 
+@contract
 def take(line: CommandLine, head: str, lead: str, words: list[str]) -> CommandLine:
     """Return the command line of somebody who takes an advice about `head`."""
     words = [expand_argument(word) for word in words]
@@ -183,6 +186,7 @@ class Adviser:
         return self.tries[line]
 
 
+@contract
 def identify(mistake: str) -> tuple[str, ...]:
     """Return what a mistake is about and what it says, without its advice."""
     return tuple(mistake.split("\n  ")[:2])

@@ -24,6 +24,7 @@ from research.composition.overrides import (
     iter_variants,
     parse,
 )
+from research.contracts import contract
 from research.options.conf import CONF, list_groups, read_defaults, set_folders
 from research.options.files import check_option
 from research.options.renames import PLAIN_LOSS
@@ -80,6 +81,7 @@ class Judgement(NamedTuple):
     sweep_lines: dict[str, str]  # key -> the whole sweep over it, as it was typed
 
 
+@contract
 def find_defaults(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the options that overrides or their presets choose, and the settings of a run with these alone, by dotted keys.
 
@@ -100,11 +102,13 @@ def find_defaults(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
         raise ValueError(str(error)) from error
 
 
+@contract
 def find_mistakes(arguments: list[str], multirun: bool) -> list[str]:
     """Return every mistake of a command line, as text for the terminal."""
     return check_overrides([expand_argument(word) for word in arguments], multirun)[0]
 
 
+@contract
 def check_overrides(arguments: list[str], multirun: bool) -> tuple[list[str], list[str]]:
     """Return every mistake, and the overrides that send a resumed run to its own folder, and each to one without a ~.
 
@@ -157,6 +161,7 @@ def find_loss_notes(judgement: Judgement) -> Iterator[str]:
         yield f"note: {' '.join(others)}: {reason}: give monitor=val/acc, or the name of a metric"
 
 
+@contract
 def judge(line: CommandLine, known: set[tuple[str, ...]] | None = None) -> Judgement:
     """Return every mistake of a command line, its advice untried, and the runs that were looked at.
 
@@ -192,6 +197,7 @@ def judge(line: CommandLine, known: set[tuple[str, ...]] | None = None) -> Judge
     return Judgement(list(dict.fromkeys(mistakes)), runs, sweep_lines)
 
 
+@contract
 def check_option_files(override: Override) -> str:
     """Return the mistake of an option whose yaml cannot be composed; empty for any other override."""
     if override.key_or_group not in list_groups() or override.is_delete():
@@ -253,6 +259,7 @@ def find_study_settings(planned: dict[str, Any], overrides: list[Override]) -> s
     return next((key for key, value in after.items() if before.get(key, MISSING) != value), "")
 
 
+@contract
 def check_run(overrides: list[Override], sweep_lines: dict[str, str], wrong_groups: set[str]) -> list[str]:
     """Return the mistakes of one run; for groups whose option is wrong it has the default, which may fit to nothing."""
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 
 from research.composition.overrides import expand_sweep, format_mistake, parse, quote_word, to_literal, to_override
+from research.contracts import contract
 from research.files.sources import IMAGE_KINDS, TABLE_KINDS, TEXT_KINDS
 from research.options.conf import list_groups, read_defaults
 from research.options.files import describe_other_file
@@ -18,6 +19,7 @@ ID_SETTINGS = ("model.folder", "data.tokenizer.path")  # which others give the i
 NO_CLASSES = "images need a folder for each class: data=images data.path=FOLDER; or masks, for data=segmentation"
 
 
+@contract
 def check_values(override: Override) -> str:
     """Return the mistake of a sweep over no value, or of an option that its group does not have; empty for any other."""
     group, line = override.key_or_group, str(override.input_line)
@@ -80,6 +82,7 @@ def describe_other_option(group: str, name: str, typed: str) -> list[str]:
     return [known, explain_value(group, name) or words or explain_options(group)]
 
 
+@contract
 def describe_data(typed: str, known: str) -> list[str]:
     """Return the lines of a path in place of a data set: which ones read what is there, or that nothing is."""
     path = expand_path(typed).absolute()
@@ -91,6 +94,7 @@ def describe_data(typed: str, known: str) -> list[str]:
     return [known, f"did you mean: {' or '.join(readers)} ?" if readers else NO_CLASSES]
 
 
+@contract
 def list_readers(typed: str) -> list[str]:
     """Return the data sets that read a file or a folder, by the suffixes that are there, as words for the shell."""
     path, reads = expand_path(typed), f"data.path={to_literal(typed)}"
@@ -108,6 +112,7 @@ def list_readers(typed: str) -> list[str]:
     return [" ".join(map(quote_word, (f"data={option}", reads))) for option in options]
 
 
+@contract
 def describe_missing_path(source: str, typed: str) -> list[str]:
     """Return the lines of a path that is not there: what is there of it, and what is called nearly so; else none."""
     if os.path.exists(path := expand_path(typed).resolve()):

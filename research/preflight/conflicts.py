@@ -11,6 +11,7 @@ from functools import partial
 from research import rules
 from research.composition.compose import MISSING, is_interpolated
 from research.composition.teacher import find_teacher_conflicts
+from research.contracts import contract
 from research.options.conf import find_target, list_groups, list_offers, read_whole, read_yaml
 from research.options.trigger import (
     Trigger,
@@ -58,6 +59,7 @@ def find_task_conflicts(requested: RequestedConfig) -> Conflicts:
         yield rules.check_document_mask(requested.get_resolved("model.document_mask")[0] is True, end=-1)
 
 
+@contract
 def find_loss_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of a loss whose logits or targets have other axes than the data set's own, as far as it says which.
 
@@ -108,6 +110,7 @@ def find_monitor_conflicts(requested: RequestedConfig) -> Conflicts:
     yield conflict._replace(fix=f"give {choices}") if choices else conflict
 
 
+@contract
 def check_metrics(requested: RequestedConfig) -> Conflict | None:
     """Return the conflict of metrics of numbers with a loss of classes, or the other way round, as far as they are ours."""
     data, metrics, loss = (requested.get_choice(group) for group in ("data", "metrics", "loss"))
@@ -139,6 +142,7 @@ def find_target_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("callbacks.early_stop.target", "monitor"), f"{monitor} is at most 1: it never reaches {target:g}", fix)
 
 
+@contract
 def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of a kind of target that belongs to another data set, with its loss and metrics."""
     data, kind = requested.get_choice("data"), requested.get_resolved("data.kind")[0]
@@ -149,6 +153,7 @@ def find_kind_conflicts(requested: RequestedConfig) -> Conflicts:
         yield Conflict(("data.kind",), message, f"give {' or '.join(f'data={o}' for o in options)}") if options else None
 
 
+@contract
 def find_number_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflicts of whole numbers that must divide each other, or must lie within the run."""
     check, granularity = partial(check_numbers, requested), "model.linear.granularity"
@@ -278,6 +283,7 @@ FINDERS: tuple[Callable[[RequestedConfig], Conflicts], ...] = (
 )
 
 
+@contract
 def check_numbers(requested: RequestedConfig, rule: Callable[..., Conflict | None], *keys: str) -> Conflict | None:
     """Return a rule's conflict; None where a value is not a whole number above 0, which another check reports.
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from research.composition.compose import MISSING, chooses_option, compose
 from research.composition.overrides import expand_argument, expand_sweep, format_mistake, get_key, parse, quote_word
+from research.contracts import contract
 from research.options.conf import CONF, find_target, list_groups, set_folders
 from research.preflight.advice import Adviser, CommandLine
 from research.preflight.check import check_option_files
@@ -38,6 +39,7 @@ class EvaluationTask(NamedTuple):
     is_own: bool  # of the run, with no override that changes the data
 
 
+@contract
 def compose_task(
     overrides: Sequence[str],
     recorded: dict[str, Any],
@@ -68,6 +70,7 @@ def compose_task(
     return build_task(requested, recorded, tokenizer, seq_len, split)
 
 
+@contract
 def build_task(
     requested: RequestedConfig,
     recorded: dict[str, Any],
@@ -100,6 +103,7 @@ def to_plain(config: Any, key: str) -> dict[str, Any]:
     return dict(plain) if isinstance(plain, dict) else {}
 
 
+@contract
 def read_overrides(
     line: CommandLine, recorded: dict[str, Any], has_tokenizer: bool
 ) -> tuple[RequestedConfig | None, list[str]]:
@@ -188,6 +192,7 @@ def take_recorded(requested: RequestedConfig, recorded: dict[str, Any], chosen: 
     requested.cfg["hydra"]["runtime"]["choices"]["data"] = options[-1] if options else "null"
 
 
+@contract
 def check_kind(requested: RequestedConfig, recorded: dict[str, Any]) -> str:
     """Return the mistake of data of another kind than the model takes: tokens, vectors or images."""
     target = str((recorded.get("model") or {}).get("_target_"))

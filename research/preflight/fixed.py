@@ -18,6 +18,7 @@ from research.composition.recorded import (
     load_config,
 )
 from research.composition.teacher import name_teacher
+from research.contracts import contract
 from research.options.conf import list_groups
 from research.options.finetuning import get_digest, get_kind, get_target, is_beside, is_frozen, is_inside
 from research.preflight.requested import RequestedConfig
@@ -30,12 +31,14 @@ FIXED_NODES = (*WEIGHT_NODES, "data", "optim._target_", "optim.base._target_", "
 TRANSPOSED_TYPES = ("gpt2", "openai-gpt")  # whose layers in full precision are Conv1D
 
 
+@contract
 def resolve_settings(requested: RequestedConfig) -> dict[str, Any]:
     """Return the run's settings by their dotted keys, without Hydra's own."""
     leaves = iter_leaves("", {root: node for root, node in requested.cfg.items() if root != "hydra"})
     return redact({key: requested.get_resolved(key)[0] for key, _ in leaves})  # a run folder holds no passwords
 
 
+@contract
 def find_fixed_conflict(requested: RequestedConfig, path: Path, value: str, is_new: bool) -> Conflict | None:
     """Return the conflict of settings that differ from those of what resume= names, `value`, and may not; None for none."""
     if not (old := load_config(path)[0]):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from research import rules
 from research.composition.compose import MISSING
 from research.composition.pretrained import HUB, is_path
+from research.contracts import contract
 from research.models.hub_folder import check_seq_len, read_hub_config
 from research.options.finetuning import is_frozen
 from research.preflight.requested import RequestedConfig
@@ -21,6 +22,7 @@ Conflicts = Iterator[Conflict | None]
 MAX_NAME_BYTES = 255  # of a file's name, on all usual file systems
 
 
+@contract
 def find_shared_folder_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of trials that would share a folder: its name lacks the trial's number and a key that is swept."""
     repeats = requested.get("hydra.sweeper.repeats")
@@ -47,6 +49,7 @@ def get_repeat_count(repeats: object) -> int:
     return count if isinstance(count, int) else 1
 
 
+@contract
 def check_subdir(subdir: str) -> Conflict | None:
     """Return the conflict of a trial's folder that is not below its sweep's."""
     if not subdir.startswith(("/", "~")) and ".." not in subdir.split("/"):
@@ -55,6 +58,7 @@ def check_subdir(subdir: str) -> Conflict | None:
     return Conflict(("hydra.sweep.subdir",), message, "give a folder below it, as hydra.sweep.subdir=\\${hydra.job.num}")
 
 
+@contract
 def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflicts of names that cannot name a folder, and of a folder of all runs that cannot be written to."""
     if isinstance(name := requested.get_resolved("name")[0], str):
@@ -78,6 +82,7 @@ def find_out_conflicts(requested: RequestedConfig) -> Conflicts:
             yield Conflict(("out",), message, "give out=FOLDER elsewhere")
 
 
+@contract
 def find_folder_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of an architecture that is typed beside the folder that a model is read from."""
     typed = [key for key in requested.typed_overrides if requested.get(key) not in (MISSING, None)]

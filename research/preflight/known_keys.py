@@ -12,6 +12,7 @@ import yaml
 from research.composition.complete import complete
 from research.composition.compose import MISSING, ComposedConfig, iter_leaves
 from research.composition.overrides import quote_word
+from research.contracts import contract
 from research.options.conf import find_target, list_groups, list_offers, read_yaml
 from research.options.habits import (
     answer_habit,
@@ -32,6 +33,7 @@ from research.run_dir import expand_path
 OPTION_NAMES = ("name", "type", "kind", "class", "id")  # of a group in other programs: its option
 
 
+@contract
 @dataclass
 class KnownKeys(ComposedConfig):
     """A composed configuration that knows what an unknown key may mean."""
@@ -171,11 +173,13 @@ def list_sink_keys(tracker: str) -> list[str]:
     return keys or [f"tracker.sinks.{name}" for name in node["sinks"]]
 
 
+@contract
 def read_option(group: str, option: str) -> Signature:
     """Return the signature of an option's target; an empty one where it cannot be read."""
     return read_signature(find_target(group, option)) or Signature()
 
 
+@contract
 def suggest_keys(line: str, key: str, *names: str) -> str:
     """Return what an override may mean, with its ~ and its value where it sets this very key; empty without a name."""
     match = re.fullmatch(rf"(~?)\+*{re.escape(key)}(=?)(.*)", line, re.DOTALL)

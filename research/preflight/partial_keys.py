@@ -8,6 +8,7 @@ from hydra.errors import HydraException
 
 from research.composition.compose import MISSING, ComposedConfig, chooses_option, compose
 from research.composition.overrides import expand_sweep, format_key, format_mistake, quote_word, to_override
+from research.contracts import contract
 
 WHEN = "hydra.sweeper.when"
 
@@ -36,6 +37,7 @@ class PartialKey(NamedTuple):
         return f'{self.group} == "{self.having[0]}"' if len(self.having) == 1 else f"{self.group} in {json.dumps(self.having)}"
 
 
+@contract
 def replace_partial_keys(mistakes: list[str], overrides: list[Override], runs: list[list[Override]]) -> list[str]:
     """Return the mistakes, with one in place of all those about keys that a sweep's options have only in part.
 

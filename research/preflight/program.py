@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from research.cli import describe_error, print_message, protect_streams, redact, redact_output
+from research.contracts import contract
 from research.run_dir import SWEPT_ENV_VAR
 from research.signals import Stopped, check_environment, get_exit_code, get_launched_ranks
 
@@ -79,6 +80,7 @@ def prepare(argv: list[str]) -> list[str]:
     return [argv[0], *sweep, *flags, *(word for word in words if word.lstrip("+").partition("=")[0] not in replaced), *more]
 
 
+@contract
 def redact_config(cfg: Any, resolve: bool = False) -> Any:
     """Return a copy of a configuration without passwords; references are not looked up, unless with `resolve`."""
     from omegaconf import OmegaConf
@@ -107,6 +109,7 @@ class FilteredStream:
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
+    @contract
     def write(self, text: str) -> int:
         return len(text) if text.startswith("Error executing job with overrides") else self.stream.write(text)
 
@@ -114,6 +117,7 @@ class FilteredStream:
         return getattr(self.stream, name)
 
 
+@contract
 def locate_error(error: BaseException) -> str:
     """Return an error behind the last file:line on its way that is neither ours nor a library's; empty where there is none.
 

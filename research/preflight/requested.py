@@ -23,14 +23,14 @@ from research.options.habits import explain_value, find_habit, iter_respelt, res
 from research.options.renames import describe_rename
 from research.options.signature import Signature, list_plain_settings, read_signature
 from research.options.source import TargetError, UnresolvedError, find_bare_folder, find_definition
+from research.options.targets import check_target, list_components, locate_target
 from research.preflight.choices import describe_missing_path
 from research.preflight.known_keys import KnownKeys, suggest_keys
 from research.ranges import ValueType, describe_mistake, repr_value
-from research.rules import HYDRA_KEYS, PRESET_GROUPS, check_target, list_components, locate_target
+from research.rules import HYDRA_KEYS, PRESET_GROUPS
 
 TRAINER_KEYS = ("steps", "batch_size", "eval_every", "precision")  # keys at the top that only some trainers read
-# How many arguments the run gives what it builds there: the shape, the model, the loss.
-FROM_RUN = {"model": 1, "finetune": 1, "optim": 1, "objective": 1}
+FROM_RUN = {"model": 1, "finetune": 1, "optim": 1, "objective": 1}  # how many arguments a run adds: the shape, the model
 PARTIAL_NODES = ("loss", "schedule", "optim.base")  # what they name is called by the run
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 

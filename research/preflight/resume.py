@@ -20,6 +20,8 @@ from research.composition.recorded import (
     list_differences,
     load_config,
 )
+from research.contracts import contract
+from research.files.locks import is_locked
 from research.preflight.fixed import find_fixed_conflict, resolve_settings
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict
@@ -27,7 +29,6 @@ from research.run_dir import (
     RUN_ID_PATTERN,
     expand_path,
     find_link,
-    is_locked,
     list_checkpoints,
     parse_json,
     read_summary,
@@ -46,6 +47,7 @@ class Resume:
     weights_only: bool
 
 
+@contract
 def prepare_resume(requested: RequestedConfig, multirun: bool = False) -> list[str]:
     """Return the overrides that replace an MLflow run id by its path, and send a resumed run to its own folder.
 
@@ -66,6 +68,7 @@ def prepare_resume(requested: RequestedConfig, multirun: bool = False) -> list[s
     return [*overrides, f"hydra.run.dir={to_literal(str(run))}"]
 
 
+@contract
 def get_folder_overrides(requested: RequestedConfig) -> list[str]:
     """Return the overrides that replace the ~ of folders which Hydra makes: it would make one called ~."""
     folders = {key: requested.get_resolved(key)[0] for key in ("out", "hydra.run.dir", "hydra.sweep.dir")}
@@ -94,6 +97,7 @@ def starts_from_weights(requested: RequestedConfig) -> bool:
     return requested.get_resolved("resume.weights_only")[0] is True
 
 
+@contract
 def is_elsewhere(path: Path) -> bool:
     """Return whether a path is a checkpoint that is not the last one of a run: a copy, or an older one.
 
@@ -115,6 +119,7 @@ def find_furthest_run(requested: RequestedConfig) -> Path | None:
 
 
 @cache  # for one command, which `check_overrides` begins: checkpoints of several runs are hashed whole
+@contract
 def choose_run(root: Path, settings: str, steps: int) -> Path | None:
     """Return the run below a folder that is furthest by an intact checkpoint.
 
@@ -169,6 +174,7 @@ def find_resume_path(requested: RequestedConfig) -> Path | None:
     return path if os.path.exists(path) else None
 
 
+@contract
 def find_resume_conflicts(requested: RequestedConfig) -> Iterator[Conflict]:
     """Yield the conflict of resume= where there is nothing to go on from, it is another's, or a process is writing it."""
     value, is_new = requested.get_resolved("resume.path")[0], starts_from_weights(requested)
@@ -197,6 +203,7 @@ def find_link_conflict(folder: Path) -> Conflict | None:
     return Conflict(("resume.path", "hydra.run.dir"), message, "remove it, or copy its file")
 
 
+@contract
 def check_same_run(folder: Path, settings: dict[str, Any], is_trial: bool = False) -> Conflict | None:
     """Return the conflict of a folder that holds a run of other settings, but for where it goes, how far, and who watches."""
     there = load_config(folder)[0]

@@ -14,6 +14,7 @@ from research import rules, run_dir
 from research.cli import redact
 from research.composition.complete import complete
 from research.composition.recorded import list_differences, load_config
+from research.contracts import contract
 from research.options.conf import find_target, list_groups, read_yaml
 from research.options.finetuning import get_kind
 from research.preflight.folders import check_subdir
@@ -25,6 +26,7 @@ from research.tracking.fields import join_name
 NAMED_KEYS = ("name", "model", "optim", "seed", "local")  # what a run's name does not repeat
 
 
+@contract
 def complete_config(cfg: DictConfig) -> DictConfig:
     """Return a copy with what the run starts from and learns from. Raise ValueError where that does not go with it."""
     hydra = HydraConfig.get()
@@ -40,6 +42,7 @@ def complete_config(cfg: DictConfig) -> DictConfig:
     return copied
 
 
+@contract
 def build_run_config(cfg: DictConfig) -> RunConfig:
     """Return what was requested, in plain types and without passwords, with a name that tells this run from its neighbours."""
     rules.enforce(rules.check_name(str(cfg.name)))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 from research.composition.overrides import parse
+from research.contracts import contract
 from research.options.conf import list_groups
 from research.preflight.requested import RequestedConfig
 from research.rules import Conflict, check_extra
@@ -20,6 +21,7 @@ EXTRAS = {  # a target -> what names it, its library, and the extra of pyproject
 }
 
 
+@contract
 def find_extra_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflicts of components whose libraries are extras that are not installed."""
     for _, node in requested.iter_nodes():
@@ -27,6 +29,7 @@ def find_extra_conflicts(requested: RequestedConfig) -> Conflicts:
             yield check_extra(*extra)
 
 
+@contract
 def find_tracker_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflicts of what is no sink, and of a login that is not there."""
     sinks = requested.get("tracker.sinks")
@@ -48,6 +51,7 @@ def list_trackers(requested: RequestedConfig) -> list[str]:
     return [str(name) for name in (value if isinstance(value, list) else [value])]
 
 
+@contract
 def find_store_conflicts(requested: RequestedConfig) -> Conflicts:
     """Yield the conflict of an SQLite store that cannot be written to; MLflow's is by default below the project folder."""
     uri = requested.get_resolved("tracker.uri")[0]

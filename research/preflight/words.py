@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from research.composition.overrides import format_mistake, parse, quote_word
+from research.contracts import contract
 from research.options.conf import CONF, list_groups
 from research.options.habits import PRESET, find_command, find_habit, is_switch, respell_interval, respell_option
 
@@ -42,6 +43,7 @@ class Repair:
         return format_mistake(self.typed, *self.lines)
 
 
+@contract
 def join_mistakes(repairs: Sequence[Repair], mistakes: Sequence[str]) -> list[str]:
     """Return the mistakes of a command line with its repairs among them: an override may have a mistake of its own.
 
@@ -60,6 +62,7 @@ def join_mistakes(repairs: Sequence[Repair], mistakes: Sequence[str]) -> list[st
     return [*joined, format_mistake(" ".join(item.typed for item in clean), *reasons, fix)]
 
 
+@contract
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return Hydra's own flags with their values, and all other words."""
     flags, words, rest = list[str](), list[str](), list(arguments)
@@ -75,6 +78,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, words
 
 
+@contract
 def is_override(word: str) -> bool:
     """Return whether Hydra can read a word."""
     return (("=" in word and not word.startswith("-")) or word.startswith("~")) and not parse([word])[1]
@@ -85,6 +89,7 @@ def is_bare(word: str) -> bool:
     return "=" not in word and not re.match(r"-+[a-zA-Z]|~", word)
 
 
+@contract
 def repair(words: Sequence[str]) -> Iterator[str | Repair]:
     """Yield the overrides of a command line, and a Repair for all other words."""
     rest = [word for word in words if word]
@@ -195,6 +200,7 @@ def read_name(rest: Sequence[str], plain: str, bare: int) -> tuple[int, str | Re
     return 1, Repair(word, "", (f"{word} needs a value: {word}=VALUE",)) if is_key(key) else word
 
 
+@contract
 def is_key(name: str) -> bool:
     """Return whether a name is a group, a key at the top, or what others call a key."""
     return (
@@ -209,6 +215,7 @@ def repair_pair(typed: str, key: str, value: str, reason: str = APART) -> Repair
     return Repair(typed, override, (reason,)) if is_override(override) else Repair(typed, "", (reason,))
 
 
+@contract
 def read_file(typed: str, text: str) -> Repair | None:
     """Return the option that a file of conf/ stands for, or how another yaml becomes one; None for what is no such file."""
     path = PurePath(text)
@@ -222,6 +229,7 @@ def read_file(typed: str, text: str) -> Repair | None:
     return Repair(typed, "", (PRESET, f"save it as conf/experiment/{path.stem}.yaml; then experiment={path.stem}"))
 
 
+@contract
 def find_notes(words: Sequence[str], multirun: bool) -> list[str]:
     """Return a note for each key that is given twice, where the last value counts, and for a sweep in which nothing varies."""
     first, notes = dict[str, str](), list[str]()

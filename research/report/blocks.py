@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research.contracts import contract
+
 
 @dataclass(frozen=True)
 class Code:
@@ -53,6 +55,7 @@ class Picture:
 Block = Heading | Paragraph | Table | Items | Listing | Picture
 
 
+@contract
 def write(*spans: str | Code) -> Paragraph:
     """Return a paragraph."""
     return Paragraph(spans)

@@ -1,6 +1,5 @@
 """The charts of a sweep, one function each: a figure from its rows. What to draw is decided in plots.py."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, combinations
 from typing import Any
@@ -13,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
+from research.contracts import contract
+from research.report.marks import Points, collect_points, mark, mark_steps, scatter
 from research.report.results import Row, Sweep
 from research.report.style import (
     BLUE,
@@ -36,65 +37,9 @@ from research.report.target import Target
 
 STATE_COLORS = {"COMPLETE": BLUE, "PRUNED": GRAY, "FAIL": RED, "RUNNING": ORANGE}
 STATE_NAMES = ("complete", "pruned", "failed", "running")
-MANY_TRIALS = 200  # more have smaller dots
-HOLLOW = {"facecolors": "none", "edgecolors": GRAY}
-MARKS: dict[str, dict[str, Any]] = {  # a kind of trial, and how it is drawn
-    "complete": {"color": BLUE},
-    "pruned": HOLLOW,
-    "failed": {"marker": "x", "color": RED, "s": 26, "zorder": 4},
-    "reached": {"color": BLUE},
-    "not reached": HOLLOW | {"marker": "^", "s": 26},
-    "best": {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 2, "s": 110, "zorder": 4},
-}
-FAILED_HEIGHT = 0.03  # of a failed trial, which has no value, above the lower edge of the picture
-Points = list[tuple[Row, float]]
 
 
-def collect_points(sweep: Sweep, index: int) -> tuple[Points, Points, list[Row]]:
-    """Return the complete trials with an objective's value, the pruned ones with the last they had, and the failed ones.
-
-    Values that are not finite, or too large to be drawn, count as failed.
-    """
-    points: dict[str, Points] = {"COMPLETE": [], "PRUNED": []}
-    failed = [row for row in sweep.rows if row.state == "FAIL"]
-    for row in sweep.rows:
-        last = [value for run in row.runs.values() if (value := run.metrics.get(sweep.objectives[index])) is not None]
-        value = row.values[index] if row.values else last[0] if last else math.nan
-        if row.state in points and is_drawable(value):
-            points[row.state].append((row, value))
-        elif row.state == "COMPLETE":
-            failed.append(row)
-    return points["COMPLETE"], points["PRUNED"], failed
-
-
-def mark(axes: Axes, sweep: Sweep, index: int, positions: Mapping[int, float]) -> None:
-    """Draw each trial's value at its place along x: complete ones filled, pruned ones hollow, failed ones as crosses."""
-    complete, pruned, failed = collect_points(sweep, index)
-    for points, label in ((complete, "complete"), (pruned, "pruned, its last value")):
-        pairs = [(positions[row.number], value) for row, value in points if row.number in positions]
-        scatter(axes, pairs, label, len(sweep.rows))
-    xs = [positions[row.number] for row in failed if row.number in positions]
-    scatter(axes, [(x, FAILED_HEIGHT) for x in xs], "failed", transform=axes.get_xaxis_transform(), clip_on=False)
-    set_value_scale(axes, sweep.objectives[index], [value for _, value in (*complete, *pruned)])
-
-
-def scatter(axes: Axes, points: Sequence[tuple[float, float]], label: str, count: int = 0, **more: Any) -> None:
-    """Draw trials of a kind, in its style; smaller where there are many."""
-    style: dict[str, Any] = {"s": 22 if count <= MANY_TRIALS else 8, "zorder": 3} | MARKS[label.partition(",")[0]] | more
-    if points:
-        axes.scatter([x for x, _ in points], [y for _, y in points], label=label, **style)
-
-
-def mark_steps(axes: Axes, target: Target, positions: Mapping[int, float]) -> None:
-    """Draw each trial's steps to the target at its place along x; hollow at the top where it was not reached."""
-    reached = [(positions[n], steps) for n, steps in target.steps.items() if n in positions and steps is not None]
-    missed = [(positions[n], float(target.longest)) for n, steps in target.steps.items() if n in positions and steps is None]
-    scatter(axes, reached, "reached", len(target.steps))
-    scatter(axes, missed, "not reached")
-    axes.set_ylabel(f"steps to\n{shorten(target.metric, 22)} {target.value:g}", fontsize=9)
-    axes.set_ylim(bottom=0)
-
-
+@contract
 def draw_history(sweep: Sweep, index: int, target: Target | None) -> Figure:
     """Return the value of each trial and the best so far; beside it the steps to the target, where there is one."""
     figure, axes = make_figure(
@@ -118,6 +63,7 @@ def draw_history(sweep: Sweep, index: int, target: Target | None) -> Figure:
     return figure
 
 
+@contract
 def draw_importance(shares: Mapping[str, float], objective: str) -> Figure:
     """Return bars of the shares of an objective's variation that each parameter explains."""
     figure, (axis,) = make_figure(7, 1.2 + 0.32 * len(shares), f"what {shorten(objective, 60)} depends on (PED-ANOVA)")
@@ -131,6 +77,7 @@ def draw_importance(shares: Mapping[str, float], objective: str) -> Figure:
     return figure
 
 
+@contract
 def draw_slices(sweep: Sweep, index: int, keys: Sequence[str], target: Target | None) -> Figure:
     """Return the value against each parameter, and below it the steps to the target where there is one."""
     count, lines = len(keys), 2 if target else 1
@@ -162,6 +109,7 @@ def rank_colors(sweep: Sweep, index: int, points: Points) -> list[float]:
     return [ordered.index(sign * value) / max(1, len(ordered) - 1) for _, value in points]
 
 
+@contract
 def find_best(sweep: Sweep, index: int, points: Points) -> int:
     """Return which of the complete trials is marked as the best one: the report's; of another objective its first best."""
     numbers, sign = [row.number for row, _ in points], 1 if sweep.directions[index] == "maximize" else -1
@@ -170,6 +118,7 @@ def find_best(sweep: Sweep, index: int, points: Points) -> int:
     return max(range(len(points)), key=lambda n: (not points[n][0].breaks_constraint, sign * points[n][1]))
 
 
+@contract
 def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     """Return a line a trial over the parameters' axes and the objective's: the better, the stronger; the best one orange."""
     figure, (axis,) = make_figure(
@@ -212,6 +161,7 @@ def draw_parallel(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     return figure
 
 
+@contract
 def locate(scale: Scale, number: float) -> float:
     """Return a number's height on its line of a parallel-coordinate plot; categories stand half a step from the ends."""
     if scale.categories:
@@ -228,6 +178,7 @@ def label_line(axis: Axes, x: int, labels: Sequence[tuple[float, str]]) -> None:
         axis.text(x + 0.05, height, text, fontsize=8, va="center", path_effects=edge, zorder=5, gid="tick")
 
 
+@contract
 def draw_pairs(sweep: Sweep, index: int, keys: Sequence[str]) -> Figure:
     """Return the parameters against each other, each trial in the shade of its value, the best one with an orange ring."""
     pairs = list(combinations(keys, 2))
@@ -261,6 +212,7 @@ def spread(scale: Scale, number: float, row: Row, start: float = 0.0) -> float:
     return number + 0.5 * ((start + row.number * 0.618034) % 1 - 0.5) if is_choice else number
 
 
+@contract
 def draw_timeline(sweep: Sweep) -> Figure:
     """Return when each trial ran and how it ended."""
     rows = [row for row in sweep.rows if row.started]
@@ -281,6 +233,7 @@ def draw_timeline(sweep: Sweep) -> Figure:
     return figure
 
 
+@contract
 def draw_pareto(sweep: Sweep) -> Figure:
     """Return the objectives against each other, the Pareto front in orange."""
     pairs = list(combinations(range(len(sweep.objectives)), 2))

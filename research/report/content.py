@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from research.cli import format_count, format_duration
+from research.contracts import contract
 from research.metrics import confidence_interval
 from research.report.blocks import Block, Code, Heading, Items, Picture, Table, write
 from research.report.plots import compute_importances
@@ -17,6 +18,7 @@ from research.report.target import Target
 MAX_TABLE_ROWS = 10  # trials or configurations
 
 
+@contract
 def build_blocks(
     sweep: Sweep,
     reasons: Mapping[str, str],
@@ -81,6 +83,7 @@ def list_best_trials(sweep: Sweep, target: Target | None, max_rows: int) -> Iter
     yield write(Code("best.yaml"), f" repeats {trial}: copy it to ", copy, ", then ", then, ".")
 
 
+@contract
 def format_steps(row: Row, target: Target | None) -> list[str]:
     """Return the cell of a trial's steps to the target; none where there is no target."""
     steps = target and target.steps.get(row.number)
@@ -123,6 +126,7 @@ def list_importances(sweep: Sweep) -> Iterator[Block]:
             yield Table(("parameter", "share"), [(key, f"{share:.2f}") for key, share in shares.items()])
 
 
+@contract
 def describe_space(sweep: Sweep) -> Iterator[Block]:
     """Yield the table of what was swept, and a line with what was fixed."""
     fixed = [line for line in sweep.spec.fixed or [] if line.partition("=")[0] not in EXCLUDED_KEYS]

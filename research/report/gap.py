@@ -17,6 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
 from research.cli import format_count
+from research.contracts import contract
 from research.metrics import confidence_interval
 from research.options.trigger import higher_is_better
 from research.report.results import Setting, Sweep, compute_mean, parse_number, parse_value
@@ -62,6 +63,7 @@ class Arm:
         means = {setting: compute_mean(by_seed) for setting, by_seed in values.items() if len(by_seed) == most}
         return (max if higher_is_better(self.monitor, self.directions) else min)(means, key=means.__getitem__)
 
+    @contract
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
         """Return a metric by seed, at a setting or else at the best one."""
         runs = self.runs[self.best if setting is None else setting]
@@ -88,6 +90,7 @@ def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:
     return network, size, [key for key in keys if key not in (*network, *size)]
 
 
+@contract
 def collect_arms(sweep: Sweep) -> list[Arm]:
     """Return the networks of a sweep, each at each size; an empty list where there is no pair to compare."""
     if GROUP_KEYS.isdisjoint(sweep.space) or len(sweep.directions) != 1:
@@ -142,6 +145,7 @@ def list_common_metrics(arms: Sequence[Arm]) -> list[str]:
     return [metric for metric in common if not (metric == "val/loss" and "val/bpb" in common)]
 
 
+@contract
 def table_rows(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table, its head first."""
     yield "full precision", "at", "quantized", "at", "", "metric", "full", "quantized", "lost", "seeds"
@@ -155,6 +159,7 @@ def table_rows(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
             yield full.name, full.format_best(), quantized.name, quantized.format_best(), comparison, metric, *cells
 
 
+@contract
 def describe_budget(arms: Sequence[Arm]) -> str:
     """Return a sentence on the tuning budgets, equal or not, and on the settings that gave no result."""
     budgets = {}
@@ -168,6 +173,7 @@ def describe_budget(arms: Sequence[Arm]) -> str:
     return f"Tuning was not equal: {'; '.join(f'{name} had {budget}' for name, budget in budgets.items())}.{note}"
 
 
+@contract
 def plot(arms: Sequence[Arm]) -> Figure:
     """Return each metric by size, with the 95 % t interval of each network."""
     metrics, sizes = list_common_metrics(arms), sorted({arm.size for arm in arms})
@@ -185,6 +191,7 @@ def plot(arms: Sequence[Arm]) -> Figure:
     return figure
 
 
+@contract
 def draw(arms: Sequence[Arm], folder: Path) -> None:
     """Write gap.png."""
     figure = plot(arms)

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from research.cli import UNPRINTABLE
+from research.contracts import contract
 from research.report.blocks import Block, Code, Heading, Items, Listing, Paragraph, Picture, Table
 
 
+@contract
 def render_markdown(blocks: Iterable[Block]) -> str:
     """Return blocks as Markdown."""
     return "\n\n".join(map(render_block, blocks)) + "\n"
 
 
+@contract
 def render_block(block: Block) -> str:
     """Return one block as Markdown."""
     match block:
@@ -31,12 +34,14 @@ def render_block(block: Block) -> str:
             return f"![{name}](plots/{name}.png)"
 
 
+@contract
 def render_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines)
 
 
+@contract
 def escape(value: object) -> str:
     """Return a value as Markdown that shows it: on one line, without HTML, links or the end of a cell."""
     text = html.escape(UNPRINTABLE.sub(" ", str(value)), quote=False)

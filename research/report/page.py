@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from research.cli import UNPRINTABLE, redact
+from research.contracts import contract
 from research.report.blocks import Block, Code, Heading, Items, Listing, Paragraph, Picture, Table
 from research.report.style import fit_labels
 
@@ -75,6 +76,7 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
 """
 
 
+@contract
 def render_page(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]) -> str:
     """Return a whole page. `pictures` has the HTML of each picture by its name."""
     parts, budget = list[str](), MAX_PICTURES
@@ -94,6 +96,7 @@ def render_page(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]
     return PAGE.format(title=escape(title), style=STYLE, body=body, column=column)
 
 
+@contract
 def render_block(block: Block) -> str:
     """Return one block, but for pictures, as HTML."""
     match block:
@@ -112,6 +115,7 @@ def render_block(block: Block) -> str:
             raise TypeError("pictures stand side by side: render_page puts them in")
 
 
+@contract
 def render_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a table that scrolls by itself where it is too wide; a column of numbers is aligned at the right."""
     columns = [[str(row[index]) for row in rows] for index in range(len(head))]
@@ -125,12 +129,14 @@ def render_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table class="{name}">{top}<tbody>{body}</tbody></table></div>'
 
 
+@contract
 def escape(value: object, keeps_lines: bool = False) -> str:
     """Return a value as HTML that shows it, without passwords; control characters become spaces, or stay ends of lines."""
     text = UNPRINTABLE.sub(lambda match: "\n" if keeps_lines and match[0] == "\n" else " ", redact(str(value)))
     return html.escape(text)
 
 
+@contract
 def embed_figure(figure: Figure, name: str) -> str:
     """Return a figure as HTML: SVG where it is small enough, else PNG."""
     text, width = io.StringIO(), float(figure.get_figwidth())
@@ -162,6 +168,7 @@ def wrap_figure(content: str, width: float) -> str:
     return f'<figure{kind} style="--inches: {width:.3g}">{content}</figure>'
 
 
+@contract
 def embed_file(file: Path) -> str:
     """Return a picture of a run as HTML."""
     return embed_png(file.read_bytes(), file.stem)

@@ -14,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from research.cli import first_line
+from research.contracts import contract
 from research.metrics import confidence_interval
 from research.report import charts
+from research.report.marks import collect_points
 from research.report.results import Row, Sweep, format_number
 from research.report.study import to_study
 from research.report.style import BLUE, fit_labels, keep_drawable, make_figure, set_step_scale, set_value_scale, shorten
@@ -33,6 +35,7 @@ PlotSpec = tuple[str, str, Callable[[], Figure]]  # a picture's name, why it mak
 Group = tuple[list[Row], list[Curve]]  # the trials of a configuration, and the curves of their runs
 
 
+@contract
 def draw(sweep: Sweep, folder: Path, target: Target | None = None) -> dict[str, str]:
     """Write the pictures into a folder. Return for each name why it is not there, or an empty text where it is."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,7 @@ def draw(sweep: Sweep, folder: Path, target: Target | None = None) -> dict[str, 
     return reasons
 
 
+@contract
 def save(figure: Figure, file: Path) -> None:
     """Write a picture, complete or not at all, its labels apart from each other."""
     with replace_file(file) as draft, warnings.catch_warnings():
@@ -58,6 +62,7 @@ def save(figure: Figure, file: Path) -> None:
         figure.savefig(draft, dpi=110, format="png")
 
 
+@contract
 def iter_plots(sweep: Sweep, target: Target | None = None) -> Iterator[PlotSpec]:
     """Yield the pictures of each objective, those of the second with its number in their names, then those of all or none."""
     count, num_objectives = len(sweep.complete), len(sweep.objectives)
@@ -72,7 +77,7 @@ def iter_plots(sweep: Sweep, target: Target | None = None) -> Iterator[PlotSpec]
         rare = "" if count >= MIN_IMPORTANCE_TRIALS else f"{count} complete trials do not tell it"
         unknown = alone or rare or ("" if shares else "it cannot be told from these values")
         wide, pairs = names[:MAX_PARAMETERS], names[:MAX_PAIRED]
-        infinite = "" if charts.collect_points(sweep, index)[0] else "no complete trial has a finite value"
+        infinite = "" if collect_points(sweep, index)[0] else "no complete trial has a finite value"
         yield f"history{suffix}", incomplete or infinite, partial(charts.draw_history, sweep, index, own)
         yield f"importance{suffix}", unknown, partial(charts.draw_importance, shares, objective)
         yield f"slice{suffix}", single or infinite, partial(charts.draw_slices, sweep, index, wide, own)
@@ -142,6 +147,7 @@ def list_varied(sweep: Sweep) -> list[str]:
     return [key for key in keys if len({row.params.get(key) for row in sweep.complete}) > 1]
 
 
+@contract
 def compute_importances(sweep: Sweep, index: int = 0) -> dict[str, float]:
     """Return the share of an objective's variation that each parameter explains, largest first.
 

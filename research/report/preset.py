@@ -11,6 +11,7 @@ import yaml
 from research.cli import UNPRINTABLE
 from research.composition.compose import ComposedConfig
 from research.composition.overrides import format_command, get_key, parse
+from research.contracts import contract
 from research.options.conf import CONF, list_groups
 from research.report.results import FLOAT, Row, Sweep, parse_value
 from research.run_dir import OUTER_KEYS
@@ -35,6 +36,7 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 QuotingDumper.add_representer(str, _represent_text)
 
 
+@contract
 def dump_yaml(content: dict[str, Any]) -> str:
     return str(yaml.dump(content, Dumper=QuotingDumper, sort_keys=False, allow_unicode=True, width=1000))
 
@@ -46,6 +48,7 @@ class NumberLoader(yaml.SafeLoader):  # type: ignore[misc]
 NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{FLOAT.pattern}$"), list("-+.0123456789"))
 
 
+@contract
 def build_preset(sweep: Sweep, row: Row) -> str:
     """Return a conf/experiment/NAME.yaml that repeats a trial: the sweep's fixed overrides, and the trial's parameters."""
     lines = [*(sweep.spec.fixed or []), *(f"{key}={text}" for key, text in row.params.items())]
@@ -116,6 +119,7 @@ def _merge(old: Any, value: Any) -> Any:
     return merged
 
 
+@contract
 def build_solution(sweep: Sweep) -> dict[str, Any]:
     """Return optimization_results.yaml: hydra-optuna-sweeper's keys, and the trials' numbers, folders and MLflow runs."""
     solutions: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.study import Study
 
 from research.cli import first_line, print_message, redact
+from research.contracts import contract
 from research.report import gap
 from research.report.blocks import Block, Heading, Table, write
 from research.report.content import build_blocks
@@ -32,6 +33,7 @@ PAGE_FILE = "report.html"
 POPULATION_HINT = "a population has its own report: population.csv, lineage.png and optimization_results.yaml in its folder"
 
 
+@contract
 def report(folder: Path, study: Study, plots: bool = True, uri: str | None = None) -> Sweep:
     """Write the report into the sweep's folder, and log it to the sweep's run in MLflow where there is one. Return its rows.
 
@@ -91,6 +93,7 @@ def build_gap_section(sweep: Sweep, folder: Path, plots: bool) -> tuple[list[Blo
         return [], {"gap": f"{type(error).__name__}: {first_line(error)}"}
 
 
+@contract
 def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
     """Log the report to the sweep's run in MLflow. Raise whatever the store raises."""
     states = Counter(row.state for row in sweep.rows)
@@ -113,6 +116,7 @@ def publish(sweep: Sweep, client: Any, parent: str, files: Artifacts) -> None:
     mlflow_store.conclude(client, parent, files, metrics, tags, status)
 
 
+@contract
 def rebuild_report(source: str, plots: bool, storage: str = "") -> Path:
     """Write the report of a sweep again and return the sweep's folder. Raise ValueError where there is no such sweep.
 
@@ -137,6 +141,7 @@ def find_study(source: str, storage: str) -> tuple[Path, Study]:
         raise ValueError(f"RUN_OR_SWEEP={source}: {error}") from error
 
 
+@contract
 def write_page(source: str, file: Path | None, plots: bool, storage: str = "") -> Path:
     """Write the page of a run or a sweep, and nothing else; return its file. Raise ValueError where there is none of both."""
     run = find_run_folder(source)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from research.cli import escape_controls
 from research.composition.overrides import parse
+from research.contracts import contract
 from research.run_dir import Summary
 from research.tracking.study_spec import StudySpec
 
@@ -24,6 +25,7 @@ INT, FLOAT = re.compile(r"[-+]?(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.\d*|\.?\d
 Setting = tuple[tuple[str, str], ...]  # parameters and their values
 
 
+@contract
 @dataclass(frozen=True)
 class Row:
     """One trial: a line of trials.csv."""
@@ -115,6 +117,7 @@ class Sweep:
         dominated = {n for n, cost in costs.items() if any(rival != cost and all(map(le, rival, cost)) for rival in rivals)}
         return [row for row in rows if row.number in costs.keys() - dominated]
 
+    @contract
     def compute_mean(self, row: Row) -> tuple[float, ...]:
         """Return the values of a complete trial, averaged over its configuration: the luckiest seed is not the best one."""
         columns = zip(*(repeat.values for repeat in self.repeats[row.number]), strict=True)
@@ -132,12 +135,14 @@ class Sweep:
         return list(groups.values())
 
 
+@contract
 def compute_mean(values: Collection[float]) -> float:
     """Return the mean; of infinite values what IEEE 754 makes it, as NaN for both infinities."""
     return statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
 
 
 @cache
+@contract
 def parse_value(text: str) -> Any:
     """Return the value that Hydra reads in an override. Plain numbers are parsed here: Hydra's parser takes milliseconds."""
     if INT.fullmatch(text):
@@ -148,18 +153,21 @@ def parse_value(text: str) -> Any:
     return text if not overrides or overrides[0].is_sweep_override() else overrides[0].value()
 
 
+@contract
 def parse_number(text: str) -> float | None:
     """Return an override's value as a number, a whole one as an int; None for words, null and booleans."""
     value = parse_value(text)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+@contract
 def format_number(value: object) -> str:
     """Return a float, also one that is still text, in six digits; anything else as it is."""
     parsed = parse_value(value) if isinstance(value, str) else value
     return f"{parsed:.6g}" if isinstance(parsed, float) else str(value)
 
 
+@contract
 def to_csv(sweep: Sweep) -> str:
     """Return trials.csv: a header and one line a trial."""
     limits = list(dict.fromkeys(name for row in sweep.rows for name in row.limits))
@@ -174,6 +182,7 @@ def to_csv(sweep: Sweep) -> str:
     return render_csv(lines)
 
 
+@contract
 def render_csv(lines: Iterable[Iterable[object]]) -> str:
     """Return lines as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay."""
     text = io.StringIO()

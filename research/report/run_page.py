@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from research.cli import first_line, format_count, format_duration
 from research.composition.overrides import format_command, to_argument
 from research.composition.recorded import list_differences, load_config
+from research.contracts import contract
+from research.files.locks import is_locked
 from research.options.trigger import higher_is_better, read_directions
 from research.preflight.check import find_defaults
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
@@ -27,13 +29,14 @@ from research.report.style import (
     shorten,
 )
 from research.report.target import Curve
-from research.run_dir import OUTER_KEYS, Summary, is_locked, read_json, read_summary, read_text
+from research.run_dir import OUTER_KEYS, Summary, read_json, read_summary, read_text
 from research.tracking.history import METRICS_FILE, read_records
 
 MAX_PANELS, MAX_POINTS, MAX_ROWS = 12, 400, 80  # of curves; of a line; of a table
 LAST_GROUPS = ("lr", "grad", "perf")  # curves that come after those of the results
 
 
+@contract
 def build_run_page(folder: Path) -> str:
     """Return the page of a run."""
     curves = read_curves(folder)
@@ -71,6 +74,7 @@ def describe_unfinished(folder: Path, curves: Mapping[str, Curve]) -> Summary:
     return Summary(status, monitor=monitor if isinstance(monitor, str) else "", steps=steps)
 
 
+@contract
 def read_lines(folder: Path) -> str:
     """Return the overrides of a run, a line each; nothing where the file is not there."""
     try:
@@ -79,6 +83,7 @@ def read_lines(folder: Path) -> str:
         return ""
 
 
+@contract
 def read_curves(folder: Path) -> dict[str, Curve]:
     """Return each metric of a run by step."""
     curves: dict[str, Curve] = {}
@@ -122,6 +127,7 @@ def draw_panel(name: str, curves: Mapping[str, Curve], summary: Summary) -> Figu
     return figure
 
 
+@contract
 def thin_out(curve: Curve) -> tuple[list[int], list[float]]:
     """Return the points of a curve; of a long one the lowest and the highest of each stretch, so that no peak is lost."""
     points = sorted(curve.items())
@@ -132,6 +138,7 @@ def thin_out(curve: Curve) -> tuple[list[int], list[float]]:
     return [step for step, _ in ordered], [value for _, value in ordered]
 
 
+@contract
 def describe_end(summary: Summary) -> str:
     """Return in a sentence how the run ended and what it reached."""
     reason = f" ({summary.stop or summary.error})" if summary.stop or summary.error else ""
@@ -170,6 +177,7 @@ def describe_code(environment: Mapping[str, Any], folder: Path) -> list[tuple[st
     return [("code", f"commit {str(git['sha'])[:12]}" + (f", and {what} that were not committed" if git.get("dirty") else ""))]
 
 
+@contract
 def list_metrics(summary: Summary, curves: Mapping[str, Curve], directions: Mapping[str, bool]) -> Iterator[Block]:
     """Yield the table of metrics: at the best evaluation, at the end, and the best value of each with its step."""
     step = summary.best.get("step")
@@ -196,6 +204,7 @@ def list_metrics(summary: Summary, curves: Mapping[str, Curve], directions: Mapp
         yield Items([f"baseline {name}: {format_number(float(value))}" for name, value in summary.baseline.items()])
 
 
+@contract
 def list_settings(folder: Path, overrides: Sequence[str]) -> Iterator[Block]:
     """Yield what the command line changed, and each setting that differs from the defaults of the chosen options."""
     yield write("The command line set: ", Code(" ".join(overrides))) if overrides else write("The command line set nothing.")
@@ -228,6 +237,7 @@ def list_commands(folder: Path, summary: Summary, overrides: Sequence[str]) -> I
     yield Listing(f"{format_command(overrides)} {to_argument('resume', str(folder))}")
 
 
+@contract
 def list_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return env.json as rows: the machine, the packages, git."""
     rows: list[tuple[str, str]] = []

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.cli import describe_error, first_line, redact
 from research.composition.overrides import to_override
+from research.contracts import contract
 from research.ranges import take_fields
 from research.report.results import EXCLUDED_STATE, Row, Sweep, parse_number, parse_value
 from research.run_dir import SUMMARY_FILE, Summary, read_summary, read_text
@@ -50,6 +51,7 @@ def load_study(folder: Path, storage: str) -> Study:
         raise ValueError(f"the study cannot be read from {redact(storage)}: {first_line(error)}") from error
 
 
+@contract
 def read_study(folder: Path, study: Study) -> Sweep:
     """Return the trials of a study, with what their run folders hold."""
     directions = [direction.name.lower() for direction in study.directions]
@@ -67,6 +69,7 @@ def read_study(folder: Path, study: Study) -> Sweep:
     return Sweep(study.study_name, spec, objectives, monitor, str(study.user_attrs.get(STOP_REASON_ATTR, "")), rows)
 
 
+@contract
 def read_row(
     folder: Path, trial: FrozenTrial, known: dict[tuple[str, str], str], texts: Sequence[str], metrics: Sequence[str]
 ) -> Row:
@@ -120,6 +123,7 @@ def correct_row(row: Row, metrics: Sequence[str]) -> Row:
     return replace(row, note=f"{row.note} {note}".strip(), values=values if row.values else ())
 
 
+@contract
 def read_run(folder: Path) -> Summary:
     """Return a run's summary, with the id of its run in MLflow; of a run that is under way or was killed, only the id."""
     return replace(read_summary(folder) or Summary(""), mlflow_run_id=read_note(folder / RUN_ID_FILE) or None)
@@ -168,6 +172,7 @@ def _read_params(
 # Back to a study, for Optuna's plots and importances. Its categories are the values' texts, and numbers get an axis.
 
 
+@contract
 def to_study(sweep: Sweep, index: int | None = None) -> Study:
     """Return an in-memory study in which trial n is row n, waiting if excluded; with an index it has this objective alone."""
     objectives = slice(None) if index is None else slice(index, index + 1)
@@ -191,6 +196,7 @@ def to_study(sweep: Sweep, index: int | None = None) -> Study:
     return study
 
 
+@contract
 def infer_distribution(description: str, texts: Sequence[str]) -> BaseDistribution:
     """Return the distribution of a parameter that took these values, so that also a grid's numbers get an axis.
 
@@ -208,6 +214,7 @@ def infer_distribution(description: str, texts: Sequence[str]) -> BaseDistributi
     return FloatDistribution(float(low), float(high), log=log_scale)
 
 
+@contract
 def parse_bounds(description: str) -> tuple[dict[str, str], str]:
     """Return the bounds of a numeric parameter in study.json and its condition; of a list of choices nothing."""
     match = BOUNDS.fullmatch(description)

@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from research.cli import UNPRINTABLE
+from research.contracts import contract
 from research.report.results import Sweep, parse_number
 from research.report.study import infer_distribution, parse_bounds
 
@@ -33,6 +34,7 @@ LONG_RUN = 100  # steps
 MISSING = "not set"  # the category of trials without the parameter
 
 
+@contract
 @dataclass(frozen=True)
 class Scale:
     """How a parameter lies along an axis: as categories, or as numbers."""
@@ -101,6 +103,7 @@ class Scale:
             set_limits(self.low - span, self.high + span)
 
 
+@contract
 def make_scale(sweep: Sweep, key: str) -> Scale:
     """Return the scale of a parameter: logarithmic where the space is, whole numbers as such, words as categories."""
     texts = list(dict.fromkeys(row.params[key] for row in sweep.rows if key in row.params))
@@ -114,6 +117,7 @@ def make_scale(sweep: Sweep, key: str) -> Scale:
     return Scale(key, bool(distribution.log), is_whole, (), ticks, float(distribution.low), float(distribution.high))
 
 
+@contract
 def make_figure(width: float, height: float, title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a figure of a size in inches, and its axes row by row, in the style of all our figures."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -127,22 +131,26 @@ def make_figure(width: float, height: float, title: str, rows: int = 1, columns:
     return figure, axes
 
 
+@contract
 def number_trials(axis: Axis) -> None:
     """Let an axis count trials: whole numbers only."""
     axis.set_major_locator(MaxNLocator(10, steps=STEPS, integer=True, min_n_ticks=1))
     axis.set_label_text("trial", fontsize=9)
 
 
+@contract
 def is_drawable(value: float) -> bool:
     """Return whether a value has a place along an axis."""
     return abs(value) <= LARGEST
 
 
+@contract
 def keep_drawable(curve: Mapping[int, float]) -> dict[int, float]:
     """Return the points of a curve that have a place along an axis."""
     return {step: value for step, value in curve.items() if is_drawable(value)}
 
 
+@contract
 def set_step_scale(axes: Axes, last: int) -> None:
     """Let the x axis count steps up to the last one: whole numbers, of a long run logarithmic."""
     if last > LONG_RUN:
@@ -152,11 +160,13 @@ def set_step_scale(axes: Axes, last: int) -> None:
     axes.set_xlabel("step", fontsize=9)
 
 
+@contract
 def spans_decades(values: Collection[float]) -> bool:
     """Return whether values are to be drawn on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
 
 
+@contract
 def set_value_scale(axes: Axes, name: str, values: Iterable[float], which: str = "y") -> None:
     """Name the axis of an objective; make it logarithmic where its values span decades, as losses that diverge do."""
     is_wide = spans_decades([value for value in values if is_drawable(value)])
@@ -168,6 +178,7 @@ def set_value_scale(axes: Axes, name: str, values: Iterable[float], which: str =
         axis.set_minor_formatter(NullFormatter())
 
 
+@contract
 def add_legend(figure: Figure, columns: int = 3) -> None:
     """Explain what is drawn, once and below it, where it hides nothing."""
     pairs = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
@@ -175,6 +186,7 @@ def add_legend(figure: Figure, columns: int = 3) -> None:
         figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
+@contract
 def shorten(text: str, length: int) -> str:
     """Return a text of at most so many characters, its middle left out: names differ at their ends."""
     text = UNPRINTABLE.sub(" ", text).replace("$", r"\$")
@@ -188,6 +200,7 @@ def shorten_all(texts: Sequence[str]) -> list[str]:
     return [text if short.count(text) == 1 else f"{index}: {text[-8:]}" for index, text in enumerate(short)]
 
 
+@contract
 def wrap_name(key: str) -> str:
     """Return a parameter's name in lines that fit, broken after dots; at most three, the last ones."""
     lines = [""]
@@ -198,6 +211,7 @@ def wrap_name(key: str) -> str:
     return "\n".join(shorten(line, MAX_NAME_TEXT) for line in lines[-3:])
 
 
+@contract
 def fit_labels(figure: Figure) -> None:
     """Lay the figure out, and turn or thin out tick labels until none overlaps another. The layout is final then."""
     for _ in range(3):  # turned labels leave less room for others
@@ -210,6 +224,7 @@ def fit_labels(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
+@contract
 def thin_out(axis: Axis) -> int:
     """Turn and leave out labels of an axis until none overlaps another; return how often that was needed."""
     for count in range(8):

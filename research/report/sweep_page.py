@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from research.cli import first_line
+from research.contracts import contract
 from research.report import gap
 from research.report.blocks import Block, Heading, Items, Listing, Table, write
 from research.report.content import build_blocks
@@ -22,6 +23,7 @@ MAX_ROWS = 50  # of a table
 log = logging.getLogger(__name__)
 
 
+@contract
 def build_sweep_page(folder: Path, sweep: Sweep, plots: bool, gap_section: Sequence[Block]) -> str:
     """Return the page of a sweep."""
     target = find_target(sweep)

@@ -9,6 +9,7 @@ from typing import Any
 
 from research.composition.compose import MISSING, ComposedConfig
 from research.composition.recorded import load_config
+from research.contracts import contract
 from research.options.trigger import is_better, read_directions
 from research.report.results import Row, Sweep
 from research.tracking.history import METRICS_FILE, read_records
@@ -30,12 +31,14 @@ class Target:
         return f"steps to {self.metric} {self.value:g}"
 
 
+@contract
 def load_curve(folder: Path, metric: str) -> Curve:
     """Return a metric of a run by step; skip damaged lines of metrics.jsonl, as a last one that is incomplete."""
     records = read_records(folder / METRICS_FILE)
     return {int(record["step"]): float(record[metric]) for record in records if isinstance(record.get(metric), int | float)}
 
 
+@contract
 def find_target(sweep: Sweep) -> Target | None:
     """Return the target of the first run, and how fast the trials were; None where runs go to their last step."""
     folders = (folder for row in sweep.rows for folder in row.runs if (folder / "config.yaml").exists())
@@ -57,6 +60,7 @@ def read_target(config: dict[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+@contract
 def count_steps(row: Row, metric: str, value: float, directions: Mapping[str, bool]) -> float | None:
     """Return the steps after which a trial's runs had first reached a value, their mean; None where one has not."""
     firsts = []

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from research.cli import describe_error
 from research.composition.overrides import to_override
+from research.contracts import contract
 from research.signals import Stopped
 
 PER_TRIAL_SETTINGS = ("hydra.job.env_set.", "hydra.sweep.subdir")  # settings of Hydra that change from trial to trial
@@ -54,6 +55,7 @@ class Composer:
                 config.hydra.job.env_set[name] = self.full_values[short]
         return config
 
+    @contract
     def make_launcher(self, config: DictConfig, context: HydraContext, folder: Path | None, task: TaskFunction) -> Any:
         """Return the launcher that `config` chooses, with this composer; `folder` becomes the folder of its jobs."""
         if folder is not None:

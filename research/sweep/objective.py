@@ -16,8 +16,10 @@ from hydra.core.utils import JobReturn
 from optuna.trial import Trial
 
 from research.cli import describe_error, redact
+from research.contracts import contract
+from research.files.locks import HeldError
 from research.report.results import compute_mean
-from research.run_dir import HeldError, read_json
+from research.run_dir import read_json
 from research.sweep.settings import parse_bound
 from research.tracking.optuna_storage import is_storage_unreachable
 
@@ -55,6 +57,7 @@ class Outcome:
         return {"values": self.values, "folder": str(self.folder or ""), "limits": self.limits}
 
     @classmethod
+    @contract
     def from_record(cls, record: Mapping[str, Any]) -> "Outcome":
         """Return the result that `to_record` gave."""
         return cls(record["values"], folder=Path(record["folder"]), limits=record["limits"])
@@ -70,6 +73,7 @@ class Outcome:
         return find_lack(self.cause) if self.error else ""
 
 
+@contract
 def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: Sequence[str]) -> Outcome:
     """Return the objectives that a job returned, or those that its summary.json holds under the names `metrics`."""
     folder = Path(result.hydra_cfg.hydra.runtime.output_dir) if result.hydra_cfg else None
@@ -91,6 +95,7 @@ def read_outcome(result: JobReturn, metrics: Sequence[str], count: int, limits: 
         return Outcome(error=text, cause=error, folder=folder)
 
 
+@contract
 def find_lack(error: BaseException | None) -> str:
     """Return what of LACK_NUMBERS an error or one of its causes is about; empty for any other error."""
     causes = list(iter_causes(error))
@@ -141,6 +146,7 @@ def get_number(known: Mapping[str, Any], name: str, setting: str = "metrics") ->
     raise ValueError(f"hydra.sweeper.{setting}: the run has no number {name}; it has: {names or 'none'}")
 
 
+@contract
 def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
     """Return the outcome of several runs of one configuration."""
     value = REDUCERS[method]([outcome.values[0] for outcome in outcomes])
@@ -151,6 +157,7 @@ def reduce_outcomes(outcomes: Sequence[Outcome], method: str) -> Outcome:
     return Outcome([value], folder=folder, limits=limits)
 
 
+@contract
 def set_constraints(trial: Trial, outcome: Outcome, constraints: Mapping[str, str]) -> None:
     """Tell the study how far the trial is beyond each bound; 0 and less is within it."""
     for name, value in outcome.limits.items():

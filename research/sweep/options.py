@@ -5,6 +5,8 @@ An argument that an option lists can be set without `+`; it is null, and so not 
 
 from typing import Any
 
+from research.contracts import contract
+
 TPE = """TPESampler seed consider_prior prior_weight consider_magic_clip consider_endpoints n_startup_trials gamma
 n_ei_candidates n_ehvi_candidates weights multivariate group warn_independent_sampling constant_liar constraints_func
 categorical_distance_func"""
@@ -41,12 +43,14 @@ REQUIRED: dict[str, dict[str, Any]] = {  # arguments that Optuna has no default 
 }
 
 
+@contract
 def make_option(module: str, name: str, text: str) -> dict[str, Any]:
     """Return the config node of an option whose text is a class of `module` and its arguments."""
     class_name, *arguments = text.split()
     return {"_target_": f"{module}.{class_name}"} | dict.fromkeys(arguments) | REQUIRED.get(name, {})
 
 
+@contract
 def make_node(sweeper: type[Any], **choices: str | None) -> dict[str, Any]:
     """Return the config node of a sweeper: its class as `_target_`, its defaults, and its `choices` of options by group.
 

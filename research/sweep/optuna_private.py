@@ -16,37 +16,45 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
+from research.contracts import contract
+
 CMA_TYPES = {  # all that a pickle of CMA-ES names; numpy 1 has its own two functions at another place
     *(("cmaes._cma", "CMA"), ("cmaes._sepcma", "SepCMA"), ("cmaes._cmawm", "CMAwM"), ("numpy", "ndarray"), ("numpy", "dtype")),
     *((f"numpy.{core}.multiarray", name) for core in ("_core", "core") for name in ("_reconstruct", "scalar")),
 }
 
 
+@contract
 def get_storage(study: Study) -> BaseStorage:
     """Return the storage of a study."""
     return study._storage
 
 
+@contract
 def get_trial_id(trial: Trial | FrozenTrial) -> int:
     """Return a trial's id in its storage, which is not its number in the study."""
     return trial._trial_id
 
 
+@contract
 def enable_stop(study: Study) -> None:
     """Let samplers call `study.stop` outside of `study.optimize`: they do once nothing is left to try."""
     study._thread_local.in_optimize_loop = True
 
 
+@contract
 def has_stopped(study: Study) -> bool:
     """Return True once `study.stop` was called in this process."""
     return bool(study._stop_flag)
 
 
+@contract
 def list_settings(distribution: BaseDistribution) -> dict[str, Any]:
     """Return what a distribution was made from, as low, high, log and step."""
     return distribution._asdict()
 
 
+@contract
 def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Return True if the distribution can give this value."""
     try:
@@ -58,6 +66,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 class OptimizerUnpickler(pickle.Unpickler):
     """Reads the state of CMA-ES, and nothing that could run code."""
 
+    @contract
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return a type of CMA_TYPES. Raise ValueError for any other."""
         if (module_name, global_name) not in CMA_TYPES:

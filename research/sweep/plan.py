@@ -15,6 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from research.cli import format_duration, redact
+from research.contracts import contract
 from research.options.trigger import read_directions
 from research.rules import check_name, enforce
 from research.run_dir import OUTER_KEYS, SUMMARY_FILE, check_links, expand_path, make_folder, read_summary
@@ -52,6 +53,7 @@ class Plan:
         return StudySpec(self.name, digest, self.total, max_failure_rate=s.max_failure_rate, **self.spec)
 
 
+@contract
 def make_plan(settings: SweepSettings, arguments: Sequence[str], config: DictConfig, context: HydraContext) -> Plan:
     """Return the plan of a command. Raise ValueError for a space that cannot be, naming the key."""
     space = parse_space(settings.params, arguments, settings.when, context.config_loader, config)
@@ -107,6 +109,7 @@ def find_mistakes(settings: SweepSettings, space: Space, grid: Sequence[Any] | N
         yield f"repeats.over={key}: give a key that holds a whole number, as seed"
 
 
+@contract
 def get_first_value(space: Space, config: DictConfig, key: str) -> Any:
     """Return the value of a key that repeats count up from."""
     return space.values.get(key, OmegaConf.select(config, key))
@@ -118,6 +121,7 @@ def resolve_home(home: str | None, config: DictConfig) -> Path | None:
     return expand_path(folder).absolute() if folder else None
 
 
+@contract
 def resolve_folder(settings: CommonSettings, config: DictConfig, file: str, can_resume: Callable[[Path], bool]) -> Path:
     """Return the folder of a sweep: the one that the command or its study_name names, or else an unfinished or a new one.
 
@@ -134,6 +138,7 @@ def resolve_folder(settings: CommonSettings, config: DictConfig, file: str, can_
     return next((path.parent for path in files if can_resume(path.parent)), home / fresh.name if settings.home else fresh)
 
 
+@contract
 def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
     """Set the plan's folder, study and storage: those of the same command if it is not finished, or else new ones."""
     s = plan.settings
@@ -153,6 +158,7 @@ def set_folder(plan: Plan, worker_spec: dict[str, Any] | None) -> None:
     make_folder(plan.folder)
 
 
+@contract
 def can_resume(plan: Plan, folder: Path) -> bool:
     """Return True for a sweep of this very command that has trials left to run."""
     try:
@@ -162,22 +168,26 @@ def can_resume(plan: Plan, folder: Path) -> bool:
     return spec.digest == plan.study_spec.digest and not (spec.finished and spec.total >= plan.total)
 
 
+@contract
 def hash_record(record: Any) -> str:
     """Return a digest of plain values, 12 hexadecimal digits."""
     return sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+@contract
 def describe_space(space: Space) -> list[tuple[str, str]]:
     """Return the rows of a dry run on what is varied and what is fixed."""
     rows = [("space", f"{key}: {text}") for key, text in space.describe().items()]
     return rows + [("fixed", line) for line in space.fixed.values()]
 
 
+@contract
 def format_row(name: str, value: str) -> str:
     """Return one fact as a line for the terminal."""
     return f"{name:<16} {value}"
 
 
+@contract
 def describe_plan(plan: Plan) -> list[str]:
     """Return the lines of a dry run."""
     s, kind = plan.settings, "runs" if plan.grid is not None else "trials"

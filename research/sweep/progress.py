@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from research.cli import format_duration
+from research.contracts import contract
 from research.options.trigger import shorten_name
 from research.report.results import Sweep
 from research.run_dir import parse_json
@@ -29,6 +30,7 @@ MIN_NAME, NUMBERS_WIDTH = 8, 48  # characters of a metric's name that stay; thos
 TAIL_BYTES = 4096  # bytes of metrics.jsonl that hold its last line
 
 
+@contract
 class ProgressDisplay:
     """The sweep as its user sees it."""
 

@@ -5,6 +5,7 @@ import threading
 from contextlib import suppress
 
 from research.cli import wait_for
+from research.contracts import contract
 from research.signals import Stopped
 from research.sweep.trial import Trial, get_current_trial
 from research.training.state import PRUNED_REASON, Callback, State
@@ -18,12 +19,14 @@ class Pruning(Callback):
 
     trial: Trial | None = None
 
+    @contract
     def on_start(self, state: State) -> None:
         self.trial = get_current_trial()
         # The process before may have ended right after the pruner's verdict.
         if self.trial and self.trial.is_pruned():
             state.stop = PRUNED_REASON
 
+    @contract
     def on_step(self, state: State) -> None:
         is_due = state.info.monitor in state.logged and state.progress.step < state.info.steps
         if self.trial is None or state.stop or not is_due:
@@ -40,6 +43,7 @@ class Pruning(Callback):
             state.stop = PRUNED_REASON
 
 
+@contract
 def report(trial: Trial, value: float, step: int, answers: list[bool]) -> None:
     """Report a step and append whether the trial is pruned. In a thread: a signal cannot end the wait for a database."""
     try:

@@ -15,7 +15,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from research.cli import announce_wait
-from research.run_dir import is_file_locked, is_locked
+from research.contracts import contract
+from research.files.locks import is_file_locked, is_locked
 from research.sweep.optuna_private import get_storage, get_trial_id
 from research.tracking.optuna_storage import EXCLUDED_ATTR, POSTPONED_ATTR
 from research.tracking.storage import FileLock
@@ -27,6 +28,7 @@ TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same tr
 LEASE_GRACE = 10.0  # seconds that a trial may be without a lease: its process writes one at once, or has died
 
 
+@contract
 class Queue:
     """The trials of one study, as one process of it sees them."""
 

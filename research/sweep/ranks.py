@@ -9,6 +9,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+from research.contracts import contract
 from research.signals import get_launched_ranks
 
 END_MESSAGE = "end"
@@ -34,6 +35,7 @@ class Ranks:
         prefix = f"sweep-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.store = PrefixStore(prefix, TCPStore(*address, is_master=False, wait_for_workers=False, timeout=WAIT_TIMEOUT))
 
+    @contract
     def send(self, job: list[Any] | str) -> None:
         """Send the other processes a job to launch, or END_MESSAGE."""
         if self.store is not None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 
+from research.contracts import contract
 from research.ranges import NonNegativeInt, PositiveFloat, PositiveInt, ValueType
 
 Settings = TypeVar("Settings")
@@ -78,6 +79,7 @@ class SweepSettings(CommonSettings):
         return self.pruner is not None and not str(self.pruner["_target_"]).endswith("NopPruner")
 
 
+@contract
 def parse_settings(raw_settings: Mapping[str, Any]) -> SweepSettings:
     """Return the settings, checked. Raise ValueError with the setting, its value and the fix."""
     metrics = raw_settings.get("metrics")
@@ -104,6 +106,7 @@ def find_wrong_values(s: SweepSettings) -> Iterator[str]:
     yield from (f"constraints.{k}={v}: give a bound, as '<= 2e6'" for k, v in s.constraints.items() if parse_bound(v) is None)
 
 
+@contract
 def find_conflicts(s: SweepSettings) -> Iterator[str]:
     """Yield settings that exclude each other, each with its fix."""
     if s.is_multi_objective and s.has_pruner:
@@ -118,6 +121,7 @@ def find_conflicts(s: SweepSettings) -> Iterator[str]:
         yield f"storage={s.storage}: workers cannot share one process's memory; leave it out for a journal"
 
 
+@contract
 def parse_bound(text: str) -> tuple[str, float] | None:
     """Return the sign and the number of a constraint as "<= 2e6"; None if it is no bound."""
     match = BOUND.fullmatch(str(text))
@@ -127,6 +131,7 @@ def parse_bound(text: str) -> tuple[str, float] | None:
         return None
 
 
+@contract
 def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], examples: Mapping[str, str]) -> Settings:
     """Return the settings as plain values of the annotated types. Raise ValueError with the setting, its value and the fix.
 
@@ -176,6 +181,7 @@ def to_value_type(annotation: Any) -> ValueType:
     return ValueType(annotation.__name__)
 
 
+@contract
 def describe(annotation: Any) -> str:
     """Return what a type takes, in words."""
     kind, arguments = get_origin(annotation), get_args(annotation)

@@ -16,10 +16,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from research.composition.overrides import MAX_VALUES, check_numbers, to_override
+from research.contracts import contract
 from research.options.condition import Condition
 from research.sweep.optuna_private import list_settings
 
 
+@contract
 @dataclass(frozen=True)
 class Parameter:
     """One key of the space. `texts` are its values as Hydra writes them, in Hydra's order; an interval has none."""
@@ -60,6 +62,7 @@ class Parameter:
         return f"{text} when {self.when.source}" if self.when else text
 
 
+@contract
 @dataclass
 class Space:
     """The parameters of a sweep, and the overrides that all of its jobs have, in the order of the command line."""
@@ -136,6 +139,7 @@ class Space:
                 yield params
 
 
+@contract
 def parse_space(
     params: Mapping[str, Any], arguments: Sequence[str], when: Mapping[str, str], loader: Any, config: DictConfig | None = None
 ) -> Space:
@@ -195,6 +199,7 @@ def parse_parameter(key: str, override: Override) -> Parameter:
     return make_choice(key, [choice.text if isinstance(choice, QuotedString) else choice for choice in choices])
 
 
+@contract
 def list_values(override: Override) -> list[Any]:
     """Return the values of a sweep, at most MAX_VALUES + 1. A shuffled one has an order that depends on its text alone."""
     state = random.getstate()

@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from research.contracts import contract
 from research.options.trigger import NO_DIRECTIONS, higher_is_better
 from research.sweep.optuna_private import restrict_unpickling
 from research.sweep.settings import SweepSettings
@@ -57,6 +58,7 @@ class ReseededSampler(BaseSampler):
 class InOrderSampler(RandomSampler):
     """A grid: trial n has combination n."""
 
+    @contract
     def __init__(self, combinations: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         self.combinations = combinations
@@ -67,6 +69,7 @@ class InOrderSampler(RandomSampler):
         return self.combinations[trial.number % len(self.combinations)][param_name]
 
 
+@contract
 def make_sampler(node: Any) -> BaseSampler | None:
     """Return the sampler that a config names; with a seed its draws do not depend on what this process did before."""
     setting = "hydra.sweeper.sampler"
@@ -82,6 +85,7 @@ def make_sampler(node: Any) -> BaseSampler | None:
     return ReseededSampler(lambda derived: instantiate_setting({**node, "seed": derived}, setting), seed)
 
 
+@contract
 def instantiate_setting(node: Mapping[str, Any], setting: str) -> Any:
     """Return the object of a `_target_` node. Raise ValueError, naming the setting, for arguments that it does not take."""
     restrict_unpickling()
@@ -110,12 +114,14 @@ def parse_directions(requested: Any, metrics: Sequence[str], own: Mapping[str, b
     return cast(list[Direction], names)
 
 
+@contract
 def check_same_spec(name: str, saved: Any, requested: Any) -> None:
     """Raise ValueError with the differences if a study was begun for something else."""
     if differences := find_differences(saved, requested):
         raise ValueError(f"hydra.sweeper.study_name={name} is for something else: {'; '.join(differences)}\n{MISMATCH_HINT}")
 
 
+@contract
 def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
     """Return what differs between two specs, a line for each key."""
     if isinstance(saved, dict) and isinstance(requested, dict):
@@ -126,6 +132,7 @@ def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
     return [] if saved == requested else [f"{key} was {saved}, is {requested}"]
 
 
+@contract
 class Stopping:
     """When a study ends before its last trial; `get_reason` is called before each trial."""
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
 from research.cli import first_line, redact, redact_output
+from research.contracts import contract
 from research.signals import get_signum
 from research.sweep.compose import Composer
 from research.sweep.objective import find_lack
@@ -79,6 +80,7 @@ def finalize(worker: Worker, is_main_process: bool) -> Iterator[None]:
     close(worker, is_main_process)
 
 
+@contract
 def close(worker: Worker, is_main_process: bool, signum: int = 0) -> None:
     """Give up held trials and write the report; `signum` ended the sweep. Raise ValueError where the storage is gone."""
     with explain_lost_storage(worker.plan.storage):
@@ -135,6 +137,7 @@ def prepare_study(plan: Plan) -> Study:
     return study
 
 
+@contract
 def begin(worker: Worker) -> None:
     """Write study.json, and add the configurations to begin with to a new study."""
     plan, study = worker.plan, worker.study
@@ -153,6 +156,7 @@ def begin(worker: Worker) -> None:
     worker.progress.print_row("folder", str(plan.folder))
 
 
+@contract
 def finish(worker: Worker) -> None:
     """Write the report and print where it is; also after Ctrl-C."""
     from research.report.report import report

@@ -7,10 +7,12 @@ import json
 import os
 from typing import Any
 
+from research.contracts import contract
 from research.run_dir import TRIAL_ENV_VAR
 from research.tracking.optuna_storage import PRUNED_ATTR, get_storage, instantiate_spec, silence_optuna
 
 
+@contract
 class Trial:
     """A trial under way. Any of its methods raises what its storage raises while that is unreachable."""
 

@@ -15,7 +15,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from research.composition.overrides import to_override
-from research.rules import locate_target
+from research.contracts import contract
+from research.options.targets import locate_target
 from research.run_dir import TRIAL_ENV_VAR, WORKER_ENV_VAR
 from research.sweep.compose import Composer
 from research.sweep.objective import Outcome, read_outcome, reduce_outcomes, set_constraints
@@ -52,6 +53,7 @@ def is_orphaned() -> bool:
     return spec is not None and os.getppid() != spec["parent"]
 
 
+@contract
 class Worker:
     """One process of a sweep."""
 

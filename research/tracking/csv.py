@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
+from research.contracts import contract
 from research.run_dir import RunConfig, replace_text
 from research.tracking.sink import Record, Sink
 
@@ -20,6 +21,7 @@ class CsvSink(Sink):
 
     name, title, trace = "csv", "CSV", CSV_FILE
 
+    @contract
     def prepare(self, run: RunConfig) -> None:
         super().prepare(run)
         self.path, self.columns, self.size = run.folder / CSV_FILE, list[str](), 0
@@ -31,9 +33,11 @@ class CsvSink(Sink):
     def open(self) -> None:
         self._replace([], FIRST)  # the rows of an earlier process come again, from metrics.jsonl
 
+    @contract
     def rewind(self, step: int) -> None:
         self._replace([row for row in self._read_rows() if int(row["step"]) <= step], self.columns)
 
+    @contract
     def log(self, records: Sequence[Record]) -> None:
         rows = [{"step": record.step, "seconds": record.seconds, **record.finite} for record in records]
         keys = {key: None for row in rows for key in row}

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from research.cli import redact, run_process
+from research.contracts import contract
 from research.kernels.build import read_processor
 from research.run_dir import ROOT
 
 PACKAGES = ("torch", "hydra-core", "accelerate", "optuna", "mlflow", "numpy")
 
 
+@contract
 def run_git(*arguments: str) -> str:
     """Return what git prints in this repository; nothing without git or outside a repository.
 

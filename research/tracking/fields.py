@@ -10,6 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from research.cli import redact
+from research.contracts import contract
 from research.rules import HYDRA_KEYS
 from research.run_dir import OUTER_KEYS, RunConfig
 from research.signals import find_program
@@ -27,6 +28,7 @@ SPEED = "perf/"  # metrics of speed and of the machine: no two processes have th
 SYSTEM = "system/"  # MLflow has a page of its own for metrics with this prefix
 
 
+@contract
 def join_name(words: Sequence[str]) -> str:
     """Return a run's name of at most MAX_NAME_LENGTH characters: what was chosen, and KEY=VALUE of what was set.
 
@@ -50,6 +52,7 @@ def shorten_word(word: str, length: int) -> str:
     return f"{key}{equal}{value if len(value) <= room else f'{value[: room // 2]}…{value[1 + room // 2 - room :]}'}"
 
 
+@contract
 def rename_metric(metric: str) -> str:
     """Return a metric's name in MLflow, whose charts stand in the order of their names: losses and accuracies come first.
 
@@ -58,6 +61,7 @@ def rename_metric(metric: str) -> str:
     return "grad_norm" if metric == "grad/norm" else re.sub(f"^{SPEED}", SYSTEM, metric)
 
 
+@contract
 def make_tags(run: RunConfig, trial: int | None, parent: str | None) -> dict[str, str]:
     """Return the tags that a run begins with: MLflow's own, what was chosen, and what was swept."""
     command = redact(" ".join(["python", find_program(), *run.overrides]))
@@ -79,6 +83,7 @@ def get_user() -> str:
         return "unknown"
 
 
+@contract
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as dotted keys, without those that do not affect the training."""
     flat: dict[str, Any] = {}
@@ -89,6 +94,7 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return flat
 
 
+@contract
 def select_params(settings: Mapping[str, Any], requested: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings that say something, first those that the command line named.
 
@@ -105,11 +111,13 @@ def select_params(settings: Mapping[str, Any], requested: Mapping[str, str]) -> 
     return dict(sorted(kept.items(), key=lambda item: item[0] not in requested))
 
 
+@contract
 def format_best(metric: str) -> str:
     """Return the name of a metric's best value. Without a slash its chart stands below all the curves, and not above them."""
     return f"best.{metric.replace('/', '_')}"
 
 
+@contract
 def collect_results(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of summary.json that no curve ends with: every metric at the best evaluation, time and memory.
 
@@ -120,6 +128,7 @@ def collect_results(summary: Mapping[str, Any]) -> dict[str, float]:
     return results | {f"{SYSTEM}{key}": float(summary[key]) for key in ("wall_s", "peak_rss_mb") if key in summary}
 
 
+@contract
 def describe_data(name: str, data: Any) -> Any:
     """Return a run's data set as MLflow describes one."""
     from mlflow.entities import Dataset, DatasetInput, InputTag

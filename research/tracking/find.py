@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from research.contracts import contract
 from research.files.stage import EXPORT_FILE
 from research.run_dir import RUN_ID_PATTERN, SUMMARY_FILE, expand_path, list_checkpoints, read_json, read_text, to_run_folder
 from research.tracking.study_spec import SWEEP_SPEC_FILE
@@ -30,6 +31,7 @@ def find_folder(source: str, hint: str) -> Path | None:
     raise ValueError(f"there is no such folder; {hint}")
 
 
+@contract
 def find_run(run: str, setting: str = "RUN", uri: str | None = None) -> Path:
     """Return the folder of a run or a checkpoint, by its path or its id in the MLflow at `uri`, by default that of runs.
 
@@ -73,6 +75,7 @@ def check_run(run: str, setting: str = "RUN") -> None:
     raise ValueError(f"{setting}={run}: {folder} has no config.yaml that can be read; {hint}")
 
 
+@contract
 def describe_other(path: Path, setting: str = "RUN") -> str:
     """Return what is at a path that is no run, "; " and what to type; an empty text where its files do not say."""
     folder = path if path.is_dir() else path.parent
@@ -97,6 +100,7 @@ def describe_export(folder: Path) -> str:
     return f"it is an export ({report.get('format')}) of the run {report.get('run')}; give the folder of that run"
 
 
+@contract
 def check_report(source: str, html: bool, storage: str) -> None:
     """Raise ValueError for what a report cannot be of: neither the folder of a sweep, nor with `html` of a run, nor an id."""
     try:
@@ -107,11 +111,13 @@ def check_report(source: str, html: bool, storage: str) -> None:
         raise ValueError(f"RUN_OR_SWEEP={source}: {error}") from None
 
 
+@contract
 def is_run_folder(folder: Path) -> bool:
     """Return whether a run has begun here."""
     return any((folder / name).exists() for name in ("config.yaml", SUMMARY_FILE)) or bool(list_checkpoints(folder))
 
 
+@contract
 def is_sweep_folder(folder: Path) -> bool:
     """Return whether a sweep or a population has begun here."""
     return any((folder / name).exists() for name in (JOURNAL_FILE, SWEEP_SPEC_FILE, POPULATION_FILE))
@@ -125,6 +131,7 @@ def read_best_folder(folder: Path) -> str:
     return ""
 
 
+@contract
 def find_journal(folder: Path) -> str:
     """Return the URL of a sweep's study in its folder. Raise ValueError where there is none, with what to give instead."""
     journal = (folder / JOURNAL_FILE).absolute()

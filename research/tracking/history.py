@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
 from research.run_dir import CHECKSUM_KEY, SUMMARY_FILE, Summary, add_checksum, parse_json, replace_nonfinite
 
 METRICS_FILE = "metrics.jsonl"
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 Lines = dict[int, str]  # by step
 
 
+@contract
 def format_line(record: dict[str, Any]) -> str:
     """Return a line of metrics.jsonl."""
     return json.dumps(add_checksum(replace_nonfinite(record))) + "\n"
@@ -30,6 +32,7 @@ def parse_line(line: str) -> tuple[int, dict[str, Any]]:
     return step, record
 
 
+@contract
 def read_lines(path: Path) -> tuple[Lines, list[str]]:
     """Return the intact lines of a file, and a description of each damaged one; nothing of a file that is not there."""
     lines, damage, is_checked = Lines(), [], False
@@ -45,6 +48,7 @@ def read_lines(path: Path) -> tuple[Lines, list[str]]:
     return lines, damage
 
 
+@contract
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the intact records of a file. Log a warning that names the damaged lines."""
     lines, damage = read_lines(path)
@@ -53,12 +57,14 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     yield from (parse_line(line)[1] for line in lines.values())
 
 
+@contract
 def describe(damage: list[str], outcome: str) -> str:
     """Return the damage in one line, and what became of it."""
     rest = f"; and {len(damage) - MAX_NAMED} more" if len(damage) > MAX_NAMED else ""
     return f"{'; '.join(damage[:MAX_NAMED])}{rest} ({outcome})"
 
 
+@contract
 def select_backup(lines: Lines) -> Lines:
     """Return the newest lines, as many as a checkpoint holds."""
     backup, size = Lines(), 0
@@ -70,6 +76,7 @@ def select_backup(lines: Lines) -> Lines:
     return dict(sorted(backup.items()))
 
 
+@contract
 def recover_lines(path: Path, backup: Lines, count: int, last_step: int) -> Lines:
     """Return the lines up to a step as they were written, in order: `count` of them, the newest ones in `backup`.
 
@@ -90,6 +97,7 @@ def recover_lines(path: Path, backup: Lines, count: int, last_step: int) -> Line
     return older | backup
 
 
+@contract
 def find_contradiction(folder: Path, summary: Summary) -> str:
     """Return how a run's summary.json and its metrics.jsonl differ about the best value; empty where they do not.
 

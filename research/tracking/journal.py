@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from research.contracts import contract
 from research.run_dir import CHECKSUM_KEY, add_checksum, parse_json
 from research.tracking.storage import FileLock
 from research.tracking.study_spec import read_study_spec
@@ -39,6 +40,7 @@ JOINT = re.compile(rb'(?<="\}).(?=\{"op_code)', re.DOTALL)  # between two record
 MAX_MENDED_BYTES = 4000  # of one line: each of its characters is tried
 
 
+@contract
 class Journal:
     """A journal file, as Optuna's JournalStorage calls it. Processes append to it one after the other."""
 
@@ -118,12 +120,14 @@ class Journal:
         return NO_RECORD
 
 
+@contract
 def encode(record: dict[str, Any]) -> bytes:
     """Return a record as a line, with its checksum."""
     plain = json.loads(json.dumps(record))  # keys are texts from here on, as they will be read
     return json.dumps(add_checksum(plain), separators=(",", ":")).encode() + b"\n"
 
 
+@contract
 def parse(line: bytes, num_trials: int) -> dict[str, Any] | None:
     """Return the record of a line; None for a damaged one. Optuna's own lines have no checksum, but must make sense."""
     try:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from research.cli import print_message
-from research.run_dir import RunConfig, lock, read_summary, replace_text
+from research.contracts import contract
+from research.files.locks import lock
+from research.run_dir import RunConfig, read_summary, replace_text
 from research.tracking import history
 from research.tracking.history import METRICS_FILE, Lines
 from research.tracking.sink import Delivery, Record, Sink, make_record, read_history
@@ -59,6 +61,7 @@ class Tracker(Callback):
         """The id of the run in MLflow."""
         return None
 
+    @contract
     def on_start(self, state: State) -> None:
         self.state = state
 
@@ -96,6 +99,7 @@ class Jsonl(Tracker):
     def sinks(self) -> list[Sink]:
         return [delivery.sink for delivery in self.deliveries]
 
+    @contract
     def start(self, run: RunConfig) -> None:
         """Open the file, and let each sink begin. Raise ValueError for one that can never work."""
         for sink in self.sinks:
@@ -111,10 +115,12 @@ class Jsonl(Tracker):
         self.backup = history.select_backup(self.backup)
         return {"lines": self.count, "newest": "".join(self.backup.values())} if self.file else {}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count, lines = state["lines"], state["newest"].splitlines(keepends=True)
         self.backup = {history.parse_line(line)[0]: line for line in lines}
 
+    @contract
     def on_start(self, state: State) -> None:
         super().on_start(state)
         if not self.resumed:
@@ -127,6 +133,7 @@ class Jsonl(Tracker):
         if self.resumed:
             self._send_history()  # first what an earlier process of this run logged and may not have delivered
 
+    @contract
     def on_step(self, state: State) -> None:
         if not (state.logged and self.file):
             return
@@ -140,6 +147,7 @@ class Jsonl(Tracker):
         self.backup[self.last_step] = line
         self._send(make_record(record, time.time()))
 
+    @contract
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         if not self.file:
             return  # a sink could not be opened
@@ -155,6 +163,7 @@ class Jsonl(Tracker):
             if status == FINISHED and not self.run.in_sweep and (text := delivery.sink.describe_end()):
                 print(f"{delivery.sink.title:<16} {text}")  # a sweep has a line of its own
 
+    @contract
     def send_rest(self, run: RunConfig) -> None:
         summary = read_summary(run.folder)
         self.deliveries = [item for item in self.deliveries if lacks_run(run.folder, item.sink)]

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from research.cli import redact
+from research.contracts import contract
 from research.run_dir import ROOT
 from research.tracking.fields import PARENT_TAG, format_best
 from research.tracking.storage import UI_HOST, UI_PORT, is_server, resolve_uri
@@ -16,6 +17,7 @@ TRAINING = "workflowType=machine_learning"  # a browser that is new to MLflow ge
 VIEW_TAG = "mlflow.sharedViewState."  # on an experiment, with the key of a view: MLflow's own, which its button "Share" writes
 
 
+@contract
 def get_address(uri: str, port: int = UI_PORT) -> str:
     """Return where MLflow's pages of a store are: the server without what logs in there, else where `make ui` puts them."""
     if not is_server(uri):
@@ -29,6 +31,7 @@ def format_experiment_link(address: str, experiment_id: str) -> str:
     return f"{address}/#/experiments/{experiment_id}/runs?{TRAINING}"
 
 
+@contract
 def format_run_link(address: str, experiment_id: str, run_id: str) -> str:
     """Return the link to a run's curves."""
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/model-metrics?{TRAINING}"
@@ -39,6 +42,7 @@ def format_sweep_link(address: str, experiment_id: str, parent: str) -> str:
     return f"{format_experiment_link(address, experiment_id)}&compareRunsMode=CHART&viewStateShareKey={parent}"
 
 
+@contract
 def format_opening(uri: str, link: str) -> str:
     """Return a link with what has to run before it opens."""
     if is_server(uri):
@@ -48,6 +52,7 @@ def format_opening(uri: str, link: str) -> str:
     return f"{command}, then {link}"
 
 
+@contract
 def build_view(parent: str, keys: Sequence[str], monitor: str, is_higher_better: bool) -> str:
     """Return how MLflow shows a sweep's runs: the best first, parallel coordinates and bars, then every curve.
 
@@ -75,6 +80,7 @@ def build_view(parent: str, keys: Sequence[str], monitor: str, is_higher_better:
     return json.dumps(view)
 
 
+@contract
 def share_sweep(client: Any, parent: str, uri: str, monitor: str, is_higher_better: bool) -> str:
     """Log the view of a sweep's runs where there is none. Return the link to it, with what has to run before it opens."""
     run = client.get_run(parent)
@@ -85,6 +91,7 @@ def share_sweep(client: Any, parent: str, uri: str, monitor: str, is_higher_bett
     return format_opening(uri, format_sweep_link(get_address(uri), experiment.experiment_id, parent))
 
 
+@contract
 def describe_newest(client: Any, address: str) -> list[tuple[str, str]]:
     """Return rows of a name and a link: the newest run or sweep, and its experiment."""
     experiments = {experiment.experiment_id: experiment for experiment in client.search_experiments()}

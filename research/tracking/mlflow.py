@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from research.cli import print_message, redact
+from research.contracts import contract
 from research.options.finetuning import is_frozen
 from research.options.trigger import higher_is_better, read_directions
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, list_checkpoints, read_summary, replace_text
@@ -60,6 +61,7 @@ class MLflowSink(Sink):
     def answered(self) -> float:
         return max(self.ended, self.client.answered)
 
+    @contract
     def prepare(self, run: RunConfig) -> None:
         """Connect to the store. Raise ValueError where it cannot be opened."""
         super().prepare(run)
@@ -141,6 +143,7 @@ class MLflowSink(Sink):
         self.client.update_run(run_id, status="RUNNING")
         return run_id
 
+    @contract
     def log(self, records: Sequence[Record]) -> None:
         points = [
             (fields.rename_metric(key), value, record.timestamp, record.step)
@@ -172,6 +175,7 @@ class MLflowSink(Sink):
         if metrics:
             self.client.log_batch(str(self.mlflow_run_id), metrics=metrics)
 
+    @contract
     def close(self, status: str, summary: dict[str, Any]) -> None:
         """Log the summary and the artifacts, then set the status."""
         assert self.mlflow_run_id is not None
@@ -190,6 +194,7 @@ class MLflowSink(Sink):
             parent = (self.run.sweep_folder / RUN_ID_FILE).read_text(encoding="utf-8", errors="replace")
             mlflow_store.close_parent(self.client, parent, FINISHED if status == PRUNED else mlflow_status)
 
+    @contract
     def describe(self, state: State) -> None:
         data = state.data
         described = fields.describe_data(self.run.choices.get("data", "data"), data)
@@ -265,6 +270,7 @@ def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, state:
 class MLflow(Jsonl):
     """metrics.jsonl, and a run in MLflow at `uri`: what tracker=mlflow is, for programs and for older configurations."""
 
+    @contract
     def __init__(self, uri: str | None = None) -> None:
         self.sink = MLflowSink(uri)
         super().__init__({"mlflow": self.sink}, uri)

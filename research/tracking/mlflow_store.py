@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import yaml
 
 from research.cli import first_line, print_message, redact, wait_for
-from research.run_dir import RUN_ID_PATTERN, is_locked, read_summary, read_text
+from research.contracts import contract
+from research.files.locks import is_locked
+from research.run_dir import RUN_ID_PATTERN, read_summary, read_text
 from research.tracking.fields import MAX_TAG_LENGTH, PARENT_TAG, SOURCE_TAG
 from research.tracking.jsonl import FINISHED, KILLED
 from research.tracking.sink import silent_stores
@@ -36,6 +38,7 @@ Artifacts = Sequence[tuple[Path, str | None]]  # files, and their folders among 
 Histories = Mapping[str, Mapping[int, float]]  # metric -> step -> value
 
 
+@contract
 def connect(uri: str, must_exist: bool = False) -> Any:
     """Return an MlflowClient of the store. A missing SQLite store is created, or with `must_exist` FileNotFoundError raised.
 
@@ -77,6 +80,7 @@ class Client:
 
         return call
 
+    @contract
     def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
         """Log a file. A large one has time to arrive before the store counts as silent."""
         self.answered = time.monotonic() + Path(path).stat().st_size / MIN_RATE
@@ -84,6 +88,7 @@ class Client:
 
 
 @contextmanager
+@contract
 def connect_briefly(uri: str | None = None) -> Iterator[Any]:
     """Yield a client of a store that exists, for calls that can be repeated: a signal ends them at once.
 
@@ -121,6 +126,7 @@ def choose_uri(recorded: str | None, requested: str | None = None) -> str:
     raise ValueError(f"only the configuration in the folder names the store {store}; if it is yours, set MLFLOW_TRACKING_URI")
 
 
+@contract
 def find_store_uri(sweep_folder: Path, requested: str | None = None) -> str:
     """Return the URI of the store that a sweep's runs were logged to: that of its first run's config, else the default.
 
@@ -131,6 +137,7 @@ def find_store_uri(sweep_folder: Path, requested: str | None = None) -> str:
     return resolve_uri(requested)
 
 
+@contract
 def get_run_folder(run_id: str, uri: str | None = None) -> str:
     """Return the run folder that a run in MLflow names. Raise ValueError where the store has no such run of this program."""
     store = resolve_uri(uri)
@@ -141,6 +148,7 @@ def get_run_folder(run_id: str, uri: str | None = None) -> str:
         raise ValueError(f"MLflow at {redact(store)} has no run {run_id} of ours") from error
 
 
+@contract
 def is_copy(run: Any, folder: Path) -> bool:
     """Return whether a folder that names a run in MLflow is a copy of the folder that the run was made in.
 
@@ -154,6 +162,7 @@ def is_copy(run: Any, folder: Path) -> bool:
     return still_there or str(host) != socket.gethostname()
 
 
+@contract
 def find_run(client: Any, folder: Path) -> Any:
     """Return the run that a folder names, by its summary where that file is damaged; None for a new or a copied folder.
 
@@ -183,6 +192,7 @@ def find_run(client: Any, folder: Path) -> Any:
     return None
 
 
+@contract
 def read_run_id(client: Any, folder: Path) -> str:
     """Return the id of the run in MLflow that a folder names. Raise ValueError where the folder is a copy of that run's."""
     run_id = read_text(folder / RUN_ID_FILE, "replace").strip()
@@ -204,6 +214,7 @@ def end_dead_runs(client: Any) -> None:
                     close_parent(client, parent, KILLED)
 
 
+@contract
 def close_parent(client: Any, parent: str, status: str) -> None:
     """Set the status of a sweep's run until `conclude` sets the last one: failed once one of its trials has failed."""
     if status != FINISHED:
@@ -211,6 +222,7 @@ def close_parent(client: Any, parent: str, status: str) -> None:
     client.set_terminated(parent, client.get_run(parent).data.tags.get(FAILED_TAG, status))
 
 
+@contract
 def conclude(client: Any, parent: str, files: Artifacts, metrics: Histories, tags: Mapping[str, str], status: str) -> None:
     """Log the result of a sweep on its run. Repeated, it replaces what an earlier call logged."""
     end_dead_runs(client)
@@ -240,6 +252,7 @@ def _clean_keys(items: Mapping[str, T]) -> dict[str, T]:
     return {re.sub(r"[^\w\-./ ]", "_", key): value for key, value in items.items()}
 
 
+@contract
 def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     """Return the id of an experiment. Create it where it is missing, restore it where it was deleted."""
     experiment = client.get_experiment_by_name(name)
@@ -253,6 +266,7 @@ def get_or_create_experiment(client: Any, name: str, uri: str) -> str:
     return str(experiment.experiment_id)
 
 
+@contract
 def upload_report(run_folder: Path, file: Path, artifact_folder: str, uri: str | None) -> None:
     """Add the report to the artifacts of the folder's own run in MLflow; print a warning where MLflow fails."""
     if not (run_folder / RUN_ID_FILE).exists():

@@ -11,7 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from research.cli import announce_wait, redact
-from research.rules import locate_target
+from research.contracts import contract
+from research.options.targets import locate_target
 from research.run_dir import expand_path
 from research.tracking.journal import Journal
 
@@ -47,6 +48,7 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
+@contract
 def is_storage_unreachable(error: BaseException) -> bool:
     """Return whether a storage raised this error because it cannot be reached. Each kind of storage has its own error."""
     # By name: the libraries of the other kinds need not be installed.
@@ -161,11 +163,12 @@ def open_database(url: str) -> "BaseStorage":
     return RDBStorage(url, engine_kwargs=options)
 
 
+@contract
 def instantiate_spec(spec: Any, setting: str) -> Any:
     """Return the object that a `_target_` node makes, nested nodes first; return any other value as it is.
 
     It is not `load.instantiate`: Hydra's takes no optional arguments away, and that room is above this one. Both ask
-    `rules.locate_target`. Arguments that are None are left out, so the target's own default holds. Raise ValueError, naming
+    `targets.locate_target`. Arguments that are None are left out, so the target's own default holds. Raise ValueError, naming
     the setting, for a target that may not be named.
     """
     if isinstance(spec, list):

@@ -7,6 +7,7 @@ from typing import Any
 
 from research import run_dir
 from research.cli import redact
+from research.contracts import contract
 from research.run_dir import RunConfig
 
 HYDRAS_FILES = {"train.log", ".lock"}  # there before a run begins
@@ -41,6 +42,7 @@ def keep_environment(folder: Path) -> None:
         file.rename(folder / f"env.{1 + max(numbers, default=0)}.json")
 
 
+@contract
 def discard_run_folder(folder: Path) -> None:
     """Remove the folder of a run that never began: Hydra has made it, and it holds a log alone."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= HYDRAS_FILES:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 
 from research.cli import announce_wait, first_line, print_message
+from research.contracts import contract
 from research.options.finetuning import get_digest, get_kind, is_frozen
 from research.rules import check_extra, enforce
 from research.run_dir import RunConfig, list_checkpoints
@@ -75,6 +76,7 @@ class Sink:
         """The time, of the monotonic clock, at which the last call has ended; a call that takes long may move it."""
         return self.ended
 
+    @contract
     def prepare(self, run: RunConfig) -> None:
         """Import what is needed, in the main thread: an import in a thread can deadlock with one there.
 
@@ -102,6 +104,7 @@ class Sink:
         return ""
 
 
+@contract
 def read_history(path: Path) -> list[Record]:
     """Return what metrics.jsonl has. Its last line is as old as the file, each other one older by the training between."""
     lines = list(history.read_records(path))
@@ -109,6 +112,7 @@ def read_history(path: Path) -> list[Record]:
     return [make_record(line, begun + line.get("seconds", 0.0)) for line in lines]
 
 
+@contract
 def make_record(line: Mapping[str, Any], time_s: float) -> Record:
     """Return a line of metrics.jsonl, of a time in seconds since 1970, as sinks get it: without what it leaves empty."""
     metrics = {key: value for key, value in line.items() if key not in ("step", "seconds") and value is not None}
@@ -116,6 +120,7 @@ def make_record(line: Mapping[str, Any], time_s: float) -> Record:
 
 
 @contextmanager
+@contract
 def open_weights(run: RunConfig, step: int) -> Iterator[tuple[Path, dict[str, Any]] | None]:
     """Yield a file model.safetensors of a checkpoint's weights as they were evaluated, and what they are.
 
@@ -144,12 +149,14 @@ def describe_weights(config: Mapping[str, Any], step: int, is_averaged: bool) ->
     return {"description": text} | facts
 
 
+@contract
 def import_extra(library: str) -> Any:
     """Return the library that a sink needs. Raise ValueError where its extra, called as the library, is not installed."""
     enforce(check_extra(f"tracker={library}", library, library))
     return importlib.import_module(library)
 
 
+@contract
 class Delivery:
     """A sink, and what it has not received yet."""
 

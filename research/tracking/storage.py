@@ -9,7 +9,9 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from research.cli import wait_for
-from research.run_dir import ROOT, expand_path, open_lock
+from research.contracts import contract
+from research.files.locks import open_lock
+from research.run_dir import ROOT, expand_path
 
 DEFAULT_STORE = ROOT / "outputs" / "mlflow.db"  # this project's own
 DEFAULT_URI = f"sqlite:///{DEFAULT_STORE}"
@@ -58,17 +60,20 @@ class FileLock:
         self.release()
 
 
+@contract
 def is_server(uri: str) -> bool:
     """Return whether a store is a server, which has pages of its own."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
+@contract
 def resolve_uri(uri: str | None = None) -> str:
     """Return MLflow's URI: the setting `tracker.uri`, else MLFLOW_TRACKING_URI, else this project's own store."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     return re.sub(r"(?<=^sqlite:///)~.*", lambda match: str(expand_path(match[0])), uri)
 
 
+@contract
 def find_sqlite_file(url: str) -> Path | None:
     """Return the file of an SQLite address as SQLAlchemy reads it: without its query, %20 as a space. None for any other."""
     match = SQLITE_URL.fullmatch(url)
@@ -78,6 +83,7 @@ def find_sqlite_file(url: str) -> Path | None:
     return Path(path.removeprefix("file:") if "uri=true" in (match[3] or "") else path)
 
 
+@contract
 def format_sqlite_url(file: Path, like: str = "sqlite:///") -> str:
     """Return the address of an SQLite file, with the driver and the query of the address `like`."""
     scheme, _, rest = like.partition("://")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
 from research.ranges import take_fields
 from research.run_dir import read_json, write_json
 
@@ -55,11 +56,13 @@ def parse_study_spec(record: Mapping[str, Any], source: object = SWEEP_SPEC_FILE
     )
 
 
+@contract
 def read_study_spec(folder: Path) -> StudySpec:
     """Return the spec in a sweep's folder; one of defaults where there is none. Raise ValueError for a newer version."""
     return parse_study_spec(read_json(folder / SWEEP_SPEC_FILE), folder / SWEEP_SPEC_FILE)
 
 
+@contract
 def write_study_spec(folder: Path, spec: StudySpec) -> None:
     """Write study.json, complete or not at all."""
     record = {FINISHED_KEY if key == "finished" else key: value for key, value in asdict(spec).items() if value is not None}

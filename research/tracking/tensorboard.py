@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from research.contracts import contract
 from research.run_dir import RunConfig
 from research.tracking import fields
 from research.tracking.jsonl import FAILED, KILLED
@@ -23,6 +24,7 @@ class TensorBoardSink(Sink):
 
     name, title, trace = "tensorboard", "TensorBoard", EVENTS_FOLDER
 
+    @contract
     def prepare(self, run: RunConfig) -> None:
         """Import TensorBoard. Raise ValueError where it is not installed."""
         super().prepare(run)
@@ -44,9 +46,11 @@ class TensorBoardSink(Sink):
         self.folder.mkdir(exist_ok=True)
         self.older = sorted(self.folder.glob(f"{EVENTS_PREFIX}*"))  # what they hold comes again, from metrics.jsonl
 
+    @contract
     def rewind(self, step: int) -> None:
         self._begin_file(step + 1)
 
+    @contract
     def log(self, records: Sequence[Record]) -> None:
         if self.path == self.folder:
             self._begin_file(0)
@@ -59,6 +63,7 @@ class TensorBoardSink(Sink):
         while self.older:
             self.older.pop().unlink(missing_ok=True)
 
+    @contract
     def close(self, status: str, summary: dict[str, Any]) -> None:
         if self.path == self.folder:  # a run that logged nothing
             self._begin_file(0)

@@ -5,6 +5,7 @@ import socket
 import sys
 
 from research.cli import Parser, first_line, protect_streams, redact
+from research.contracts import contract
 from research.tracking.storage import UI_HOST, UI_PORT, is_server, resolve_uri
 
 SETTINGS = {
@@ -44,6 +45,7 @@ def main() -> None:
     os.execve(sys.executable, command, os.environ | SETTINGS | {"MLFLOW_BACKEND_STORE_URI": uri})
 
 
+@contract
 def is_free(port: int) -> bool:
     """Return whether a server can listen at a port of this machine."""
     with socket.socket() as probe:

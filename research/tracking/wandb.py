@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from research.contracts import contract
 from research.files.network import can_connect
 from research.files.wandb_files import list_files, read_last_step, read_rows
 from research.run_dir import RunConfig, read_json, write_json
@@ -74,6 +75,7 @@ class WandbSink(Sink):
     def address(self) -> str:
         return f"W&B in {self.run.folder / WANDB_FOLDER}" if self.is_offline else f"W&B at {urlsplit(get_server()).hostname}"
 
+    @contract
     def prepare(self, run: RunConfig) -> None:
         """Import wandb. Raise ValueError where it is not installed, or is to be on line and has no login."""
         super().prepare(run)
@@ -110,10 +112,12 @@ class WandbSink(Sink):
         self.kept_rows = deque(rows.get(number, {}) for number in range(count))
         self.older = [] if count else [file.parent for file in files if file.parent.name.startswith("offline-")]
 
+    @contract
     def rewind(self, step: int) -> None:
         if self.last_step > step:
             self._begin_anew(step)
 
+    @contract
     def log(self, records: Sequence[Record]) -> None:
         for record in records:
             if record.step <= self.last_step:
@@ -148,6 +152,7 @@ class WandbSink(Sink):
             if record.step <= step:
                 self._log(record)
 
+    @contract
     def close(self, status: str, summary: dict[str, Any]) -> None:
         if self.kept_rows and self.last_step:
             self._begin_anew(self.last_step)
@@ -206,6 +211,7 @@ class WandbSink(Sink):
         self.wandb_run.define_metric("*", step_metric="step")
 
 
+@contract
 def repeats(record: Record, row: Mapping[str, float]) -> bool:
     """Return whether a record has the step and the numbers of a row; speed, which never repeats exactly, does not count."""
     numbers = {"step": float(record.step)} | record.finite

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from research.contracts import contract
 from research.files.network import find_server
 from research.rules import Conflict, to_conflict
 
@@ -31,6 +32,7 @@ def get_server() -> str:
     return parser.get("default", "base_url", fallback="") or f"https://{HOSTS[0]}"
 
 
+@contract
 def choose_mode(setting: object) -> str:
     """Return online, offline, disabled or auto: what is set, and where that is auto what WANDB_MODE says.
 
@@ -57,6 +59,7 @@ def has_login() -> bool:
     return False
 
 
+@contract
 def check_login(setting: object) -> Conflict | None:
     """Return the conflict of a run on line in W&B where there is no login, for which W&B would ask, or no server's address."""
     try:

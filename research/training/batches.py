@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.data.mixing import draw_samples
 from research.data.spec import Samples
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
@@ -34,6 +35,7 @@ class Batches:
         self.layers = list(bitlinear_layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
 
+    @contract
     def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
         """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout.
 

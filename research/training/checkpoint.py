@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
 from research.cli import first_line
+from research.contracts import contract
 from research.run_dir import parse_step, sync, to_run_folder
 from research.training import distributed, sharding
 from research.training.files import HashingFile, open_hashed, remove
@@ -62,6 +63,7 @@ class Snapshot:
         return self.manifest.step
 
 
+@contract
 def get_weights(model: nn.Module, learnt_only: bool = False) -> dict[str, Tensor]:
     """Return the model's tensors by name, complete and on the host. Tied ones stand once, under their first name.
 
@@ -73,11 +75,13 @@ def get_weights(model: nn.Module, learnt_only: bool = False) -> dict[str, Tensor
     return {k: v.detach().cpu().contiguous() for k, v in named.items() if first.setdefault(memory[k], k) == k}
 
 
+@contract
 def list_frozen(model: nn.Module) -> set[str]:
     """Return the names of the parameters that do not learn, which a checkpoint beside its base leaves out."""
     return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
+@contract
 def hash_weights(model: nn.Module) -> str:
     """Return the sha256 over names and bytes of all weights: equal only if two runs ended in the same bits."""
     digest = sha256()
@@ -87,6 +91,7 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@contract
 def commit(root: Path, snapshot: Snapshot) -> Path:
     """Write a checkpoint below `root` and return its folder. Of a sharded one every process writes its part.
 
@@ -131,6 +136,7 @@ def _write(draft: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
         file.write(replace(snapshot.manifest, files=files).to_json().encode())
 
 
+@contract
 def clean(root: Path) -> None:
     """Remove what a kill in the middle of a save has left. A checkpoint that was about to be replaced comes back."""
     for old in root.glob(".old-step-*"):
@@ -211,6 +217,7 @@ def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     return content
 
 
+@contract
 def load_newest(path: Path, until: float = math.inf, setting: str = "resume") -> tuple[Path, Snapshot]:
     """Return the furthest intact checkpoint of a run up to step `until`, or the one at `path`, and its folder.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from research.cli import Parser
+from research.contracts import contract
 from research.run_dir import expand_path, list_checkpoints, replace_text
 
 MODULE = "torch.distributed.checkpoint"
@@ -30,6 +31,7 @@ PATHS = ("pathlib", "pathlib._local")  # of the folder that it was written to
 class Unpickler(pickle.Unpickler):
     """Knows the names of torch's metadata alone."""
 
+    @contract
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
@@ -40,6 +42,7 @@ class Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no description of tensors")
 
 
+@contract
 def convert(folder: Path) -> bool:
     """Write metadata.json and list it in the manifest; return False for a checkpoint that needs none.
 

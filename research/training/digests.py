@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from research.cli import announce_wait
+from research.contracts import contract
 from research.files.weights import list_weight_files
 from research.run_dir import expand_path, to_run_folder
 from research.training.manifest import (
@@ -20,6 +21,7 @@ from research.training.manifest import (
 )
 
 
+@contract
 def hash_checkpoint(folder: Path) -> str:
     """Return a digest of a checkpoint's weights: the sha256 of its file of them, or of several with their names.
 
@@ -31,6 +33,7 @@ def hash_checkpoint(folder: Path) -> str:
     return combine_digests(digests | ({"base": base} if base else {}))
 
 
+@contract
 def hash_run(run: Path) -> str:
     """Return the digest of a checkpoint's weights, or of a run's newest intact one. Raise ValueError where there is none."""
     damage = []
@@ -46,6 +49,7 @@ def hash_run(run: Path) -> str:
     raise ValueError(f"it has no usable checkpoint ({'; '.join(damage) or 'it holds no checkpoints/step-*'})")
 
 
+@contract
 def find_weights(path: object, digest: str) -> Path | None:
     """Return a run, checkpoint or pretrained folder of weights with a digest, or else the checkpoint of its run."""
     run = expand_path(str(path))

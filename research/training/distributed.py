@@ -14,9 +14,11 @@ from torch import Tensor
 
 from research import rules
 from research.cli import announce_wait
+from research.contracts import contract
 from research.signals import get_launched_ranks
 
 
+@contract
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Return the device, the precision and the processes of a run. Raise ValueError where some processes are missing."""
     started = get_launched_ranks()[1]
@@ -29,6 +31,7 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return accelerator
 
 
+@contract
 def describe(sharded: bool) -> str:
     """Describe the actual process group; some launchers start fewer processes than requested."""
     if world_size() == 1:
@@ -53,6 +56,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+@contract
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Sum a tensor over all processes, in place, and return it."""
     if world_size() > 1:
@@ -66,6 +70,7 @@ def _get_host_group(world_group: Any) -> Any:
     return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else world_group
 
 
+@contract
 def all_reduce_max(value: int) -> int:
     """Return the maximum over all processes."""
     if world_size() == 1:
@@ -80,6 +85,7 @@ def broadcast(value: Any) -> Any:
     return all_gather(value)[0]  # the values are small, and seldom needed
 
 
+@contract
 def all_gather(value: Any) -> list[Any]:
     """Return the values of all processes, by rank, on every process."""
     if world_size() == 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.data.spec import Samples
 from research.losses import IGNORE, Loss, check_losses, num_valid_targets
 from research.metrics import Metric, nats_to_bits, num_correct
@@ -18,6 +19,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @torch.no_grad()
+@contract
 def evaluate(
     model: nn.Module,
     split: Samples,
@@ -68,6 +70,7 @@ def evaluate(
     return {name: values[name] for name in names} | own
 
 
+@contract
 def list_metrics(split: Samples) -> list[str]:
     """Return the metrics that a split has: an accuracy where targets are classes, and bits where every token is a target."""
     return ["val/loss", *["val/acc"] * split.has_classes, *["val/bpb"] * (split.has_classes and len(split.target_shape) == 1)]

@@ -10,11 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
+
 RUN_FOLDERS = ("checkpoints", "plots")
 RUN_FILES = ("config.yaml", "overrides.txt", "env.json", "metrics.jsonl", "summary.json")
 CHUNK_BYTES = 1 << 24  # bytes that are hashed while they are written
 
 
+@contract
 class HashingFile:
     """A file that is hashed while it is written."""
 
@@ -44,6 +47,7 @@ class HashingFile:
 
 
 @contextmanager
+@contract
 def open_hashed(path: Path, files: dict[str, Any]) -> Iterator[HashingFile]:
     """Open a new file. Once the block is left it is on the disk, and its size and digest are in `files`."""
     with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as unbuffered:
@@ -56,6 +60,7 @@ def open_hashed(path: Path, files: dict[str, Any]) -> Iterator[HashingFile]:
     files[path.name] = {"bytes": file.bytes, "sha256": file.digest.hexdigest()}
 
 
+@contract
 def remove(path: Path) -> None:
     """Remove a folder with all that it holds, or a file. Of a link remove the link, and nothing behind it."""
     if path.is_dir() and not path.is_symlink():
@@ -64,6 +69,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contract
 def separate_files(folder: Path) -> None:
     """Give a copy that was made by links (cp -al) files of its own: what is written to train.log would be in both."""
     linked = [path for path in (*folder.glob("[!.]*"), *folder.glob("plots/*")) if path.is_file() and path.stat().st_nlink > 1]
@@ -76,6 +82,7 @@ def separate_files(folder: Path) -> None:
             handler.close()  # it opens its file again, which is another one now
 
 
+@contract
 def check_kinds(run: Path, names: Iterable[str] = (*RUN_FOLDERS, *RUN_FILES)) -> None:
     """Raise ValueError where a file stands in place of a run's folder, or a folder in place of its file.
 

@@ -12,6 +12,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
 from research.run_dir import list_checkpoints, open_file, parse_step, read_text
 
 MANIFEST_FILE, SHARDS_FOLDER = "manifest.json", "shards"
@@ -74,11 +75,13 @@ def _hash_json(content: dict[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@contract
 def is_checkpoint(path: Path) -> bool:
     """Return whether a path is a checkpoint, wherever it lies and whatever it is called; RUN/checkpoints/step-* is always."""
     return (path / MANIFEST_FILE).is_file() or (parse_step(path.name) is not None and path.parent.name == "checkpoints")
 
 
+@contract
 def rank_checkpoints(run: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints of a run with their steps, the furthest first.
 
@@ -93,6 +96,7 @@ def rank_checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(ranked, key=lambda pair: pair[0], reverse=True)
 
 
+@contract
 def is_intact(folder: Path) -> bool:
     """Return whether every file of a checkpoint is what its manifest says. Each is read once."""
     try:
@@ -103,12 +107,14 @@ def is_intact(folder: Path) -> bool:
     return True
 
 
+@contract
 def hash_file(path: Path) -> dict[str, Any]:
     """Return "bytes" and "sha256" of a file that may be larger than the memory."""
     with open_file(path) as file:
         return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
 
 
+@contract
 def check_file(path: Path, expected: dict[str, Any]) -> None:
     """Raise DamagedError where a file is not what a manifest says of it."""
     with explain_unreadable(path):
@@ -125,6 +131,7 @@ def check_digest(name: str, actual: dict[str, Any], expected: dict[str, Any]) ->
 
 
 @contextmanager
+@contract
 def explain_unreadable(path: Path) -> Iterator[None]:
     """Raise DamagedError with the file's name in place of an OSError."""
     try:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from research.cli import redact
+from research.contracts import contract
 from research.data.spec import Dataset
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.lowrank import count_learning
@@ -12,11 +13,13 @@ from research.training.oom import get_peak_rss_mb
 from research.training.state import TIME_LIMIT, State
 
 
+@contract
 def is_finished(summary: Summary, in_sweep: bool) -> bool:
     """Return whether a run has done what it was to do. One that its time limit ended goes on, but for a sweep's trial."""
     return summary.status == "FINISHED" and (in_sweep or not summary.stop.startswith(TIME_LIMIT))
 
 
+@contract
 def describe_outcome(state: State | None) -> dict[str, Any]:
     """Return the fields of Summary that tell what a run has reached; none where it could not be built."""
     if state is None:
@@ -47,6 +50,7 @@ def describe_outcome(state: State | None) -> dict[str, Any]:
     }
 
 
+@contract
 def describe_data(data: Dataset[Any]) -> str:
     """Return where a data set comes from and how many samples each of its splits has."""
     splits = {"training": data.train, "validation": data.val, "test": data.test}

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from research.contracts import contract
+
 
 @dataclass
 class Progress:
@@ -31,6 +33,7 @@ class Progress:
         numbers = {"loss_sum": float(self.loss_sum), "loss_count": int(self.loss_count), "grad_norm": float(self.grad_norm)}
         return vars(self) | numbers | {"extra_metrics": {name: float(value) for name, value in self.extra_metrics.items()}}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over saved progress; a key that it lacks keeps its value."""
         vars(self).update(state)

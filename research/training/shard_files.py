@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import ReadItem
 
+from research.contracts import contract
 from research.run_dir import replace_text
 from research.training.checkpoint import DTYPES
 
@@ -45,6 +46,7 @@ class Planner(DefaultLoadPlanner):
 class Reader(FileSystemReader):
     """Reads the files of a folder that `listed` names, relative to its parent, by metadata.json."""
 
+    @contract
     def __init__(self, folder: Path, listed: Collection[str]) -> None:
         super().__init__(folder)
         self.folder, self.listed = folder, listed
@@ -67,6 +69,7 @@ class Reader(FileSystemReader):
         return metadata
 
 
+@contract
 def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write metadata.json: of each entry its type and size, and where each of its chunks lies in which file."""
     entries: dict[str, dict[str, Any]] = {}
@@ -105,6 +108,7 @@ def parse_metadata(content: dict[str, Any]) -> Metadata:
     return Metadata(described, storage_data=storage)
 
 
+@contract
 def covers(chunks: list[ChunkStorageMetadata], size: list[int]) -> bool:
     """Return whether chunks lie within a tensor, each at a place of its own, and are as large as all of it."""
     chunks = [chunk for chunk in chunks if math.prod(chunk.sizes)]

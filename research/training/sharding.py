@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research.contracts import contract
 from research.nn.blocks import find_blocks
 from research.training import distributed
 from research.training.ema import Average
@@ -20,6 +21,7 @@ from research.training.manifest import hash_file
 OPTIMIZER_STATE_PREFIX = "optimizer.state."  # before a parameter's name, and what is kept of it
 
 
+@contract
 def shard(model: nn.Module) -> None:
     """Spread the parameters, block by block, over the processes. Before the optimizer is built: they become new objects."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -31,6 +33,7 @@ def shard(model: nn.Module) -> None:
     fully_shard(model)
 
 
+@contract
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return a sharded tensor as a full one, on every process; return any other tensor as it is."""
     if distributed.world_size() == 1:
@@ -40,6 +43,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@contract
 def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, average: Average | None = None) -> dict[str, Any]:
     """Return the sharded state, with names that do not depend on the number of processes."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
@@ -52,6 +56,7 @@ def get_sharded_state(model: nn.Module, optimizer: Optimizer | None = None, aver
     return state
 
 
+@contract
 def check_tensors(own: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], what: str = "tensor") -> None:
     """Raise RuntimeError, naming the first, where these are not the same tensors with the same shapes."""
     for name in sorted(own.keys() ^ sizes.keys()):
@@ -63,6 +68,7 @@ def check_tensors(own: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], wh
             )
 
 
+@contract
 def load_full(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load full tensors into a model, sharded or not. Of tied tensors one name is enough.
 
@@ -98,6 +104,7 @@ def unwrap_failures() -> Iterator[None]:
         raise failure from None
 
 
+@contract
 def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the shards of this process. Return, on every process, size and digest of all files by their name."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -115,6 +122,7 @@ def save_shards(sharded_state: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {name: entry for part in parts for name, entry in part.items()}
 
 
+@contract
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this process's shard of a sharded tensor; return any other tensor as it is."""
     if distributed.world_size() == 1:
@@ -124,6 +132,7 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@contract
 def load_shards(
     model: nn.Module,
     folder: Path,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.cli import describe_error
+from research.contracts import contract
 from research.data.spec import Dataset, Samples
 from research.losses import Loss, Objective
 from research.metrics import Metric
@@ -171,6 +172,7 @@ class State:
             f"perf/{self.data.unit}s_per_s": self.compute_throughput(),
         }
 
+    @contract
     def log(self, metrics: Mapping[str, float]) -> None:
         """Take in new numbers and those of callbacks; keep the evaluation that is best by the monitor."""
         progress, monitor = self.progress, self.info.monitor
@@ -252,6 +254,7 @@ class Callback:
         """After the last step, also when the run failed (`state.error`)."""
 
 
+@contract
 def select_callbacks(callbacks: Sequence[Callback], sharded: bool) -> list[Callback]:
     """Return the callbacks of this process, those that save last: what they save includes the others' state."""
     if distributed.rank() > 0:

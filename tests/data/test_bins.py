@@ -15,12 +15,13 @@ import pytest
 import torch
 from program import run
 
-from research.data import bins, quality, streams
+from research.data import bins, streams
 from research.data import text as text_module
 from research.data.bins import Bins
 from research.data.spec import Dataset, Split, Tokens
 from research.data.text import text
 from research.data.tokenizers import BPE, Bytes, Tokenizer
+from research.files import quality
 
 TEXT = "the packed ternary layers of a network learn to read a text of words and lines"
 WORDS = TEXT.split()

@@ -13,9 +13,10 @@ from research.data.modular import modular
 from research.data.spec import Dataset, MemoryDataset, Split, Tokens, Vectors
 from research.data.tokenizers import BPE, Bytes
 from research.distill.objective import Distill
+from research.files.locks import lock
 from research.losses import classification, last_token, regression, stablemax
 from research.preflight.check import find_mistakes
-from research.run_dir import Summary, lock, read_summary
+from research.run_dir import Summary, read_summary
 
 SMALL = ("model.dim=16", "model.heads=2", "data.p=11", "batch_size=8", "objective=distill")
 RUN = "objective.teacher={0}/full"

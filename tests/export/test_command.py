@@ -20,7 +20,7 @@ from program import run as run_program
 from safetensors.torch import load_file
 
 from research.export.__main__ import main
-from research.run_dir import lock
+from research.files.locks import lock
 from research.tracking.mlflow_store import RUN_ID_FILE
 from research.training import checkpoint
 

@@ -17,6 +17,7 @@ from fitting import fit
 from safetensors.torch import save
 
 from research import run_dir
+from research.files import locks
 from research.preflight.check import check_overrides
 from research.tracking import storage
 from research.tracking.storage import FileLock
@@ -139,9 +140,9 @@ def test_a_file_system_without_locks_holds_nobody_up(
         raise OSError(getattr(errno, name), "no locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with caplog.at_level(logging.WARNING), run_dir.lock(tmp_path):
+    with caplog.at_level(logging.WARNING), locks.lock(tmp_path):
         assert f"{tmp_path / '.lock'} cannot be locked (no locks)" in caplog.text
-        assert not run_dir.is_locked(tmp_path)
+        assert not locks.is_locked(tmp_path)
     with pytest.raises(OSError, match=r"store.lock cannot be locked \(no locks\): this file system has no locks"):
         FileLock(tmp_path / "store.lock").acquire()
 
@@ -178,9 +179,9 @@ def test_a_read_only_checkout_blames_what_names_its_store(tmp_path: Path, case: 
 
 
 def test_a_folder_that_is_held_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with run_dir.lock(tmp_path):
-        assert run_dir.is_locked(tmp_path)
-        with pytest.raises(ValueError, match="another run is writing"), run_dir.lock(tmp_path):
+    with locks.lock(tmp_path):
+        assert locks.is_locked(tmp_path)
+        with pytest.raises(ValueError, match="another run is writing"), locks.lock(tmp_path):
             pass
-    assert not run_dir.is_locked(tmp_path)
+    assert not locks.is_locked(tmp_path)
     assert not caplog.text

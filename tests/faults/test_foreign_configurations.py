@@ -18,6 +18,7 @@ from research import rules
 from research.composition.compose import iter_targets
 from research.composition.recorded import load_config
 from research.load import instantiate, load_run
+from research.options import targets
 from research.preflight import check, program
 from research.sweep.study import instantiate_setting
 from research.tracking.optuna_storage import get_storage
@@ -58,9 +59,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "MARK.pt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
-    rules.is_own_module.cache_clear()
+    targets.is_own_module.cache_clear()
     yield tmp_path
-    rules.is_own_module.cache_clear()
+    targets.is_own_module.cache_clear()
     assert not [*tmp_path.rglob("MARK")]
 
 
@@ -175,7 +176,7 @@ def test_what_one_composes_is_built_of_components(folder: Path, name: str) -> No
 def test_components_and_own_modules_are_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "mine.py").write_text("import os\nclass Thing: ...\n")
     monkeypatch.syspath_prepend(str(folder))
-    rules.is_own_module.cache_clear()
+    targets.is_own_module.cache_clear()
     for target in ("mine.Thing", "torch.nn.GELU", "torch.nn.modules.activation.GELU", "research.tracking.jsonl.Jsonl"):
         assert type(instantiate(OmegaConf.create({"_target_": target}))).__name__ == target.rpartition(".")[2]
     with pytest.raises(ValueError, match=r"_target_=mine\.os\.getcwd is posix\.getcwd"):
@@ -188,7 +189,7 @@ def test_every_target_of_conf_may_be_named() -> None:
     for file in (ROOT / "conf").glob("*/*.yaml"):
         for key, target in iter_targets(file.stem, yaml.safe_load(file.read_text())):
             is_preset = file.parent.name in rules.PRESET_GROUPS
-            assert rules.check_target(key, target, is_foreign=not is_preset) is None, f"{file}: {target}"
+            assert targets.check_target(key, target, is_foreign=not is_preset) is None, f"{file}: {target}"
 
 
 SWEEPER_SETTINGS = ("sampler", "pruner", "terminator", "storage")

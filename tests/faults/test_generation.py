@@ -11,9 +11,9 @@ import pytest
 import torch
 from program import train
 
+from research.files.locks import lock
 from research.generate.__main__ import main
 from research.generate.sampling import Sampler
-from research.run_dir import lock
 
 Generate = Callable[..., tuple[int, str, str]]
 

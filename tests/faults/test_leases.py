@@ -10,8 +10,9 @@ from program import TINY, start_run
 from sweep_worker import make_worker
 from sweeping import load_folder_study
 
+from research.files.locks import HeldError, lock
 from research.run import get_finished_value
-from research.run_dir import HeldError, RunConfig, Summary, lock
+from research.run_dir import RunConfig, Summary
 from research.sweep import queue, worker
 from research.sweep.objective import Outcome
 from research.sweep.optuna_private import get_trial_id

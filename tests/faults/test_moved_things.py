@@ -13,8 +13,9 @@ from program import ROOT, TINY, create_empty_store, start_run, train, wait_for_r
 from torch import nn
 
 from research.composition.overrides import to_literal
+from research.files.locks import lock
 from research.preflight.check import find_mistakes
-from research.run_dir import RunConfig, check_links, list_checkpoints, lock, replace_file
+from research.run_dir import RunConfig, check_links, list_checkpoints, replace_file
 from research.tracking.jsonl import FINISHED
 from research.tracking.mlflow import MLflow
 from research.tracking.mlflow_store import read_run_id, upload_report

@@ -187,7 +187,7 @@ def test_wrong_words_are_answered(runs: dict[str, Path], tmp_path: Path, words: 
 
 
 def test_a_base_in_training_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    from research.run_dir import lock
+    from research.files.locks import lock
 
     base = tmp_path / "base"
     shutil.copytree(runs["base"], base)

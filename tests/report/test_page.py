@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from reporting import fill_study, store_study
 
+from research.files.locks import lock
 from research.report import __main__ as command
 from research.report.blocks import Block, Code, Heading, Items, Listing, Picture, Table, write
 from research.report.page import escape, render_block, render_page, render_table
 from research.report.run_page import MAX_POINTS, build_run_page, group_curves, list_facts, list_settings, thin_out
-from research.run_dir import Summary, lock, write_json
+from research.run_dir import Summary, write_json
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'a' ü 漢字 \x1b[31m \u202e \udcff\nline {braces}"
 VOID = {"meta", "link", "img", "br"}

@@ -23,8 +23,8 @@ from mlflow.tracking import MlflowClient
 from program import ROOT, Fork, create_empty_store
 from torch import nn
 
-from research import run_dir
 from research.data.modular import modular
+from research.files import locks
 from research.run_dir import RunConfig
 from research.tracking import fields
 from research.tracking.environment import run_git
@@ -261,7 +261,7 @@ def test_a_sweep_has_one_parent_that_fails_with_its_runs(uri: str, tmp_path: Pat
 def test_only_runs_of_dead_processes_are_ended(uri: str, tmp_path: Path) -> None:
     living, dead = make_run_config(tmp_path, "living"), make_run_config(tmp_path, "dead")
     trackers = [MLflow(uri), MLflow(uri)]
-    with run_dir.lock(living.folder):
+    with locks.lock(living.folder):
         for tracker, run in zip(trackers, (living, dead), strict=True):
             run_steps(tracker, run, 1)
             _wait_until(partial(_has_losses, uri, tracker))

@@ -5,7 +5,7 @@ a method of an object of an unknown class, has no edge; so recursion that only r
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from research.compliance.syntax.components import find_components
 from research.compliance.syntax.functions import Function, FunctionNode, get_last_name, is_none
@@ -285,8 +285,19 @@ def list_unread(node: ast.AST) -> list[ast.AST]:
         return [*ast.walk(node.type)]
     is_named = isinstance(node, ast.Call) and not isinstance(node.func, ast.Call)  # `type(x)(map(f, x))` calls f
     if isinstance(node, ast.Call) and is_named and get_last_name(node) in INSPECTORS:
-        return [child for argument in node.args for child in ast.walk(argument) if not isinstance(child, ast.Call)]
+        return list_outside_calls(node.args)
     return []
+
+
+def list_outside_calls(nodes: Iterable[ast.expr]) -> list[ast.AST]:
+    """Return the nodes of some expressions that are not in a call: `cast(X, f(x))` calls f."""
+    left, outside = [*nodes], list[ast.AST]()
+    while left:
+        node = left.pop()
+        if not isinstance(node, ast.Call):
+            outside.append(node)
+            left += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    return outside
 
 
 def uses(node: FunctionNode, name: str) -> bool:

@@ -8,11 +8,22 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.syntax.calls import CallGraph
-from research.compliance.syntax.functions import Function, get_last_name, is_none, walk_own
+from research.compliance.syntax.functions import Function, get_last_name, walk_own
 from research.compliance.syntax.vacuous import explain_vacuous, find_constants
 
 LIBRARIES = {"beartype.beartype", "typeguard.typechecked", "pydantic.validate_call"}
-UNCHECKED = {"Any", "object", "Self", "IO", "TextIO", "BinaryIO", "Never", "NoReturn"}  # isinstance says nothing of these
+UNCHECKED = {
+    "Any",
+    "object",
+    "Self",
+    "IO",
+    "TextIO",
+    "BinaryIO",
+    "Never",
+    "NoReturn",
+    "TypeGuard",
+    "TypeIs",
+}  # isinstance is no test of them
 SHAPELESS = {"TypeVar", "NewType", "ParamSpec"}  # what they make is for type checkers alone
 
 
@@ -22,12 +33,15 @@ class Enforcement:
     def __init__(self, graph: CallGraph) -> None:
         self.graph = graph
         self.enforcers = {unit for unit, function in graph.functions.items() if enforces(function, graph)}
-        self.unchecked = {module.name: UNCHECKED | list_unchecked(module.syntax) for module in graph.tree.modules}
+        self.unknown = {module.name: list_unknown(module.syntax) for module in graph.tree.modules}
+        self.shapeless = {module.name: UNCHECKED | list_shapeless(module.syntax) for module in graph.tree.modules}
 
     def is_enforced(self, function: Function) -> bool:
-        """Return whether a decorator checks the calls of a function: its own, or that of its class."""
+        """Return whether a decorator checks the calls of a function: its own, or around its class, which leaves some out."""
         nodes = [*function.node.decorator_list]
-        if function.owner is not None and not {"staticmethod", "classmethod"} & {*function.decorators}:
+        name, is_bound = function.node.name, {"staticmethod", "classmethod"} & {*function.decorators}
+        is_public = name == "__init__" or not name.startswith("_")
+        if function.owner is not None and is_public and not is_bound and not function.is_property:
             nodes += function.owner.decorator_list
         return self.has_enforcer(function.module.name, nodes)
 
@@ -51,47 +65,46 @@ class Enforcement:
     def says_something(self, function: Function, annotation: ast.expr) -> bool:
         """Return whether a value can be wrong for an annotation."""
         module = function.module.name
-        if is_none(annotation):
+        node = read_text(annotation.value) if isinstance(annotation, ast.Constant) else annotation
+        if node is None or list_names(node) & self.unknown[module]:
             return False
-        for node in iter_alternatives(annotation):
-            kind = self.graph.find_class(module, node)
-            is_protocol = kind is not None and any("Protocol" in ast.unparse(base) for base in kind.bases)
-            if get_last_name(node) in self.unchecked[module] or is_protocol:
-                return False
-        return True
+        kinds = [*iter_alternatives(node)]
+        owners = [owner for kind in kinds if (owner := self.graph.find_class(module, kind)) is not None]
+        is_protocol = any("Protocol" in ast.unparse(base) for owner in owners for base in owner.bases)
+        return not is_protocol and not {get_last_name(kind) for kind in kinds} & self.shapeless[module]
+
+
+def read_text(text: object) -> ast.expr | None:
+    """Return the expression that an annotation in quotes says; None where it says none."""
+    try:
+        return ast.parse(str(text), mode="eval").body if isinstance(text, str) else None
+    except SyntaxError:
+        return None
 
 
 def iter_alternatives(annotation: ast.expr) -> Iterator[ast.expr]:
-    """Yield the sides of `A | B | C`, each without what stands in its brackets; a text is read as what it says."""
+    """Yield the sides of `A | B | C`, each without what stands in its brackets."""
     left = [annotation]
     while left:
         node = left.pop()
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            left += read_text(node.value)
-        elif isinstance(node, ast.BinOp):
+        if isinstance(node, ast.BinOp):
             left += [node.left, node.right]
         else:
             yield node.value if isinstance(node, ast.Subscript) else node
 
 
-def read_text(text: str) -> list[ast.expr]:
-    """Return the expression that a text says; nothing where it says none."""
-    try:
-        return [ast.parse(text, mode="eval").body]
-    except SyntaxError:
-        return []
+def list_shapeless(syntax: ast.Module) -> set[str]:
+    """Return the names of a module that stand for types which no object has at run time, as type variables."""
+    made = [node for node in syntax.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)]
+    made = [node for node in made if get_last_name(node.value) in SHAPELESS]
+    return {target.id for node in made for target in node.targets if isinstance(target, ast.Name)}
 
 
-def list_unchecked(syntax: ast.Module) -> set[str]:
-    """Return the names of a module that only type checkers know: type variables, and imports under TYPE_CHECKING."""
-    names = set[str]()
-    for node in syntax.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and get_last_name(node.value) in SHAPELESS:
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.If) and get_last_name(node.test) == "TYPE_CHECKING":
-            imports = [child for child in node.body if isinstance(child, ast.Import | ast.ImportFrom)]
-            names |= {alias.asname or alias.name for child in imports for alias in child.names}
-    return names
+def list_unknown(syntax: ast.Module) -> set[str]:
+    """Return the names that a module imports for type checkers alone."""
+    blocks = [node.body for node in syntax.body if isinstance(node, ast.If) and get_last_name(node.test) == "TYPE_CHECKING"]
+    imports = [node for body in blocks for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def enforces(decorator: Function, graph: CallGraph) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt64
 
-from research.data.corpus import SplitName
+from research.contracts import contract
+from research.files.documents import SplitName
 
 LONG_LINE = 40  # bytes; shorter lines repeat by chance
 MAX_LINES = 1_000_000  # of the validation text that are looked for; of more of them an even sample
@@ -18,6 +19,7 @@ MAX_SKETCHES = {"val": 2_000, "train": 20_000}  # documents that are compared
 NEAR = 0.8  # of the sketch in common: a near copy
 
 
+@contract
 class Quality:
     """Looks at the pieces of val and then of train as they pass."""
 
