@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from inspect import Parameter, formatannotation, signature
+from inspect import formatannotation, unwrap
 from numbers import Integral, Real
 from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 from research.ranges import parse_annotation
 
 Target = TypeVar("Target", bound=Callable[..., Any])
-NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def contract(target: Target) -> Target:
@@ -75,12 +74,11 @@ class Terms:
 
     def read(self) -> tuple[Rule | None, ...]:
         """Return the rules of the parameters that have an index, None for one that takes anything; keep all by their names."""
-        parameters = signature(self.function).parameters.values()
-        hints = read_hints(self.function)
-        names = [parameter.name for parameter in parameters if parameter.kind in NAMED] + ["return"]
-        rules = [make_rule(name, hints[name]) for name in names if name in hints]
+        code, hints = unwrap(self.function).__code__, read_hints(self.function)
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        rules = [make_rule(name, hints[name]) for name in (*names, "return") if hints.get(name) is not None]
         self.by_name = {rule.name: rule for rule in rules if rule is not None}
-        self.by_index = tuple(self.by_name.get(item.name) for item in parameters if item.kind is NAMED[0])
+        self.by_index = tuple(self.by_name.get(name) for name in names[: code.co_argcount])
         return self.by_index
 
     def find_mistake(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exception | None:
@@ -157,7 +155,10 @@ def make_error(function: Callable[..., Any], rule: Rule, value: object) -> Excep
 
 def read_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function; where one names what only type checkers import, those that can be read."""
+    hints = function.__annotations__
+    if not any(isinstance(hint, str) for hint in hints.values()):
+        return hints
     try:
         return get_type_hints(function, include_extras=True)
     except NameError:
-        return {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.ranges import ClassWeights, Fraction, NonNegativeFloat, PositiveFloat
 
 IGNORE = -100  # cross_entropy's own ignore_index
@@ -24,6 +25,7 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, inputs, tar
 TRAINING_ONLY = ("label_smoothing", "z_loss", "class_weights")  # settings that evaluations leave at their defaults
 
 
+@contract
 def make_plain(loss: Loss) -> Loss:
     """Return the loss that evaluations judge by: without the settings that help training alone, with all its others."""
     if not isinstance(loss, partial):
@@ -33,6 +35,7 @@ def make_plain(loss: Loss) -> Loss:
     return partial(loss.func, *loss.args, **kept)
 
 
+@contract
 def check_class_weights(loss: Loss, num_classes: int) -> None:
     """Raise ValueError for another number of class weights than of classes."""
     weights = loss.keywords.get("class_weights") if isinstance(loss, partial) else None
@@ -176,6 +179,7 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+@contract
 def num_valid_targets(targets: Shaped[Tensor, "..."]) -> Int[Tensor, ""]:
     """Return the number of targets that are not IGNORE. Bytes and floating-point numbers all count."""
     all_count = targets.dtype == torch.uint8 or targets.is_floating_point()

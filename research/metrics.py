@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
+from research.contracts import contract
 from research.losses import IGNORE
 from research.ranges import PositiveInt, check_settings
 
@@ -31,6 +32,7 @@ NUM_BINS = 15  # of confidences, as Guo et al. 2017 have them
 MAX_DRAWS = 20_000_000  # random numbers of one calibration null
 
 
+@contract
 def num_correct(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batch *positions"]) -> Int[Tensor, ""]:
     """Return the number of targets with the largest logit; one target a sequence belongs to the last position."""
     return (put_classes_last(logits, targets).argmax(-1) == targets).sum()
@@ -59,11 +61,13 @@ def select_valid(
     return put_classes_last(logits, targets)[is_valid], targets[is_valid].long()
 
 
+@contract
 def nats_to_bits(nats: float) -> float:
     """Return nats as bits; with one byte a token, a loss becomes bits per byte."""
     return nats / math.log(2)
 
 
+@contract
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half the width of its 95 % t interval: 0 for one value, NaN where a value is not finite."""
     if not all(map(math.isfinite, values)):
@@ -80,6 +84,7 @@ class Metric(ABC):
     `higher_is_better` decides what best means, also in sweeps; None: it cannot be the monitor. Most are a `RowMetric`.
     """
 
+    @contract
     def __init__(self, higher_is_better: bool | None) -> None:
         self.higher_is_better = higher_is_better
 
@@ -96,6 +101,7 @@ class Metric(ABC):
         """Return the metric over what this metric has kept in all processes, its `parts`."""
 
 
+@contract
 class RowMetric(Metric):
     """A metric of two functions: `measure`, a row for each target or sample that counts, and `compute`, of all rows."""
 
@@ -142,6 +148,7 @@ class RowMetric(Metric):
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
 
+@contract
 class Torchmetric(Metric):
     """A metric of the torchmetrics library, or one with its interface.
 
@@ -196,9 +203,11 @@ class Torchmetric(Metric):
 class Perplexity(RowMetric):
     """e to the mean cross entropy (nats) of the targets."""
 
+    @contract
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
         return F.cross_entropy(*select_valid(logits, targets), reduction="none")
 
+    @contract
     def compute(self, rows: Float[Tensor, "n"]) -> float:
         return float(rows.mean().exp())
 
@@ -206,9 +215,11 @@ class Perplexity(RowMetric):
 class Confidence(RowMetric):
     """The mean probability of the class that is predicted."""
 
+    @contract
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
         return select_valid(logits, targets)[0].softmax(-1).amax(-1)
 
+    @contract
     def compute(self, rows: Float[Tensor, "n"]) -> float:
         return float(rows.mean())
 
@@ -216,11 +227,13 @@ class Confidence(RowMetric):
 class ExactMatch(RowMetric):
     """The share of samples all of whose targets that count have the largest logit."""
 
+    @contract
     def measure(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "n"]:
         is_valid = (targets != IGNORE).flatten(1) if targets.ndim > 1 else (targets != IGNORE)[:, None]
         is_right = (put_classes_last(logits, targets).argmax(-1) == targets).view_as(is_valid)
         return (is_right | ~is_valid).all(1)[is_valid.any(1)].float()
 
+    @contract
     def compute(self, rows: Float[Tensor, "n"]) -> float:
         return float(rows.mean())
 
@@ -238,6 +251,7 @@ class CalibrationNull(Confidence):
         super().__init__(higher_is_better)
         self.draws, self.n_bins = draws, n_bins
 
+    @contract
     def compute(self, rows: Float[Tensor, "n"]) -> float:
         confidences = rows.sort().values  # so the order of batches and processes does not matter
         generator = torch.Generator().manual_seed(0)
@@ -256,16 +270,19 @@ def calibration_error(confidences: Float[Tensor, "n"], is_right: Shaped[Tensor, 
     return float(gaps.abs().sum() / len(confidences))
 
 
+@contract
 def name_classes(numbers: Sequence[int], names: Sequence[str]) -> str:
     """Return the first ten classes by number, and by name where they have names."""
     return ", ".join(f"{number} {names[number]}" if number < len(names) else str(number) for number in numbers[:10])
 
 
+@contract
 def describe(value: object) -> str:
     """Return what a function has returned, for a message."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
+@contract
 def find_directions(metrics: Mapping[str, Metric]) -> dict[str, bool]:
     """Return of each metric whether more is better, by its name in an evaluation; those that do not say are left out."""
     return {f"val/{name}": m.higher_is_better for name, m in metrics.items() if m.higher_is_better is not None}

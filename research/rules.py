@@ -42,6 +42,7 @@ def to_conflict(key: str, error: ValueError) -> Conflict:
     return Conflict((key,), *str(error).partition("\n")[::2])
 
 
+@contract
 def enforce(*conflicts: Conflict | None) -> None:
     """Raise ValueError for the first conflict."""
     for conflict in filter(None, conflicts):

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from research.contracts import contract
+
 # the first key below a run's seed
 INIT_STREAM, DROPOUT_STREAM, ORDER_STREAM, ROLLBACK_STREAM, MIX_STREAM = 0, 1, 2, 3, 4
 SPLIT_STREAM = 3  # the first key below a data set's split_seed, which is another seed
@@ -27,6 +29,7 @@ def fold_in(*keys: int) -> int:
     return state >> 1
 
 
+@contract
 def seed_all(seed: int) -> None:
     """Seed what draws at construction: weights. One stream, whatever was drawn before."""
     torch.manual_seed(fold_in(seed, INIT_STREAM))
@@ -44,6 +47,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
 
 @lru_cache(maxsize=4)
+@contract
 def permutation(seed: int, epoch: int, n: int) -> Int[Tensor, "n"]:
     """Return the order of the n samples in one epoch."""
     generator = torch.Generator().manual_seed(fold_in(seed, ORDER_STREAM, epoch))

@@ -46,6 +46,7 @@ def get_signum(error: BaseException | None) -> int:
 class Watch:
     """Remembers the first signal; `check` raises Stopped for it. A second Ctrl-C raises KeyboardInterrupt at once."""
 
+    @contract
     def __init__(self) -> None:
         self.signum = 0
         self.count = 0  # of the signals that came
@@ -66,7 +67,6 @@ class Watch:
             raise Stopped(self.signum)
 
     @contextmanager
-    @contract
     def raise_immediately(self, enabled: bool = True) -> Iterator[None]:
         """Inside, a signal raises Stopped at once: for long work in which nothing can be lost."""
         before, self.deferred = self.deferred, self.deferred and not enabled

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from research.contracts import contract
 from research.options.trigger import higher_is_better
 from research.ranges import PositiveInt, check_settings
 from research.run_dir import list_checkpoints, make_folder, sync
@@ -43,6 +44,7 @@ class Checkpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"values": self.values, "task": self.task}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.values, self.task = state["values"], state["task"]
 

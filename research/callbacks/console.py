@@ -17,6 +17,7 @@ from torch import nn
 
 from research.cli import format_count, format_duration
 from research.composition.overrides import format_command, to_argument
+from research.contracts import contract
 from research.nn.bitlinear import bitlinear_layers
 from research.nn.lowrank import count_learning
 from research.nn.packed import count_packed_bytes
@@ -106,6 +107,7 @@ def build_progress_bar(state: State, width: int) -> Table:
     return row
 
 
+@contract
 def describe_end(state: State) -> str:
     """Return how the run ended: "Done", or at which step it was stopped, and by which signal or for what reason."""
     reason = signal.Signals(state.signum).name if state.signum else state.stop

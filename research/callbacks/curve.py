@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from research.callbacks.measurement import make_figure, save_figure
+from research.contracts import contract
 from research.training.state import Callback, State
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Curve(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = state["history"]
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from research.cli import format_count
+from research.contracts import contract
 from research.options.trigger import Trigger, is_better
 from research.ranges import FiniteFloat, PositiveInt, check_settings
 from research.training.state import Callback, State
@@ -24,6 +25,7 @@ class EarlyStop(Callback):
         # The keys are frozen: saved runs have the first two, since 0.3 the others.
         return {"held": self.hold_count, "target": self.target, "best": self.best, "waited": self.worse_count}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.hold_count = state["held"] if state["target"] == self.target else 0
         self.best, self.worse_count = state.get("best", math.nan), state.get("waited", 0)

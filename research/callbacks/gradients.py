@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
+from research.contracts import contract
 from research.nn.blocks import find_blocks
 from research.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
 from research.training.state import State
@@ -42,9 +43,11 @@ class GradientHealth(Measurement):
     def state_dict(self) -> dict[str, Any]:
         return {"told": sorted(self.warned_pairs)}  # the key is frozen: saved runs have it
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.warned_pairs = {(block, problem) for block, problem in state["told"]}
 
+    @contract
     def measure(self, state: State, step: int) -> None:
         gradients = group_by_block(state)
         norms = {block: math.hypot(*(g.norm().item() for g in group)) for block, group in gradients.items()}
@@ -79,6 +82,7 @@ def group_by_block(state: State) -> dict[str, list[Tensor]]:
     return groups
 
 
+@contract
 def draw(gradients: dict[str, list[Tensor]], unclip_factor: float, title: str) -> "Figure":
     """Draw the share of gradients of each size, a line a block."""
     figure = make_figure(6, 3.2, title)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
 from research.cli import format_count
+from research.contracts import contract
 from research.ranges import OpenFraction, PositiveInt, check_settings
 from research.run_dir import write_json
 from research.training.state import State
@@ -72,6 +73,7 @@ class Grokking(Measurement):
         # The keys are frozen: saved runs have them.
         return {"looks": self.evaluations, "norms": self.norms, "spectra": self.spectra}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.evaluations, self.norms, self.spectra = state["looks"], state["norms"], state["spectra"]
         self.end_step = self._find_end_step()
@@ -174,6 +176,7 @@ def format_level(facts: dict[str, Any], splits: list[str], steps: int) -> str:
     return text
 
 
+@contract
 def draw(callback: Grokking, title: str) -> "Figure":
     """Draw accuracies, norm and rank against the step, and the first and last singular values of the embedding."""
     figure = make_figure(12, 3.4, title)

@@ -9,6 +9,7 @@ import torch
 
 from research import rules
 from research.cli import first_line
+from research.contracts import contract
 from research.run_dir import replace_file
 from research.training.state import Callback, State
 
@@ -24,6 +25,7 @@ class Measurement(Callback):
     name: str  # in conf/callbacks
     every: int  # steps
 
+    @contract
     def on_start(self, state: State) -> None:
         rules.enforce(rules.check_whole_tensors(self.name, state.sharded))
         if conflict := rules.check_callback_every(self.name, self.every, state.info.log_every, state.info.eval_every):

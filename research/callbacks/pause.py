@@ -1,5 +1,6 @@
 """A callback that ends a run for now: population-based training compares its members at such steps."""
 
+from research.contracts import contract
 from research.ranges import PositiveInt, check_settings
 from research.training.state import Callback, State
 
@@ -22,6 +23,7 @@ class Pause(Callback):
             state.stop = state.stop or describe_pause(self.step)  # a target that was reached is the reason to report
 
 
+@contract
 def describe_pause(step: int) -> str:
     """Return the reason to stop of a paused run, as it stands in summary.json."""
     return f"a pause at step {step}"

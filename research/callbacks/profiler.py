@@ -8,6 +8,7 @@ from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from research.cli import describe_error
+from research.contracts import contract
 from research.ranges import NonNegativeInt, PositiveInt, ProfiledSteps, check_settings
 from research.training.state import Callback, State
 
@@ -58,6 +59,7 @@ class Profiler(Callback):
         needed = self.wait + self.warmup + self.active
         log.warning("callbacks.profiler: nothing was traced in %d steps; it takes %d: lower its wait", self.done, needed)
 
+    @contract
     def write(self, state: State) -> None:
         """End the trace, write it, and log its table. A disk that is full costs the trace alone."""
         assert self.profiler
@@ -77,6 +79,7 @@ class Profiler(Callback):
             state.end_notes["profile"] = f"{path}, for https://ui.perfetto.dev"
 
 
+@contract
 def export(finished: profile, path: Path) -> None:
     """Write a trace, whole or not at all."""
     path.parent.mkdir(exist_ok=True)

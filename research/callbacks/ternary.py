@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from research.callbacks.measurement import Measurement, make_figure, save_figure
+from research.contracts import contract
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.nn.packed import count_packed_bytes
 from research.ranges import PositiveInt, check_settings
@@ -44,6 +45,7 @@ class Ternary(Measurement):
     def state_dict(self) -> dict[str, Any]:
         return {"codes": self.codes, "history": self.history}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.codes, self.history = state["codes"], state["history"]
 
@@ -52,6 +54,7 @@ class Ternary(Measurement):
         if not bitlinear_layers(state.model):
             log.warning("callbacks.ternary logs nothing: the model has no BitLinear; leave it out with ~callbacks.ternary")
 
+    @contract
     def measure(self, state: State, step: int) -> None:
         layers = bitlinear_layers(state.model)
         for name, layer in layers.items():
@@ -78,6 +81,7 @@ class Ternary(Measurement):
             save_figure(lambda: draw(self.history, state.info.name), state, "ternary")
 
 
+@contract
 def draw(history: History, title: str) -> "Figure":
     """Draw FACTS against the step, a line a layer; of more than MAX_LEGEND_LAYERS only some are named."""
     from matplotlib import colormaps

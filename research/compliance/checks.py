@@ -1,8 +1,9 @@
 """Rule 5: two checks a public function. They can fail, and stay on under `python -O`.
 
 A check is a `raise` under a condition, or a call of a function of the tree that exists to raise. A parameter whose class checks
-itself counts as one. A decorator that checks types counts as one a parameter and one for the result. Both together are at most
-two a function. Two are wanted on average, as Holzmann has it: what a function has above counts for others, up to four.
+itself counts as one, and so does one that a checker gets with `locals()`. A decorator that checks types counts as one for each
+parameter and one for the result. All these together are at most two a function. Two are wanted on average, as Holzmann has it:
+what a function has above counts for others, up to four.
 """
 
 import ast
@@ -12,7 +13,7 @@ from research.compliance.findings import Finding, RuleResult
 from research.compliance.results import is_nothing
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.enforced import Enforcement
-from research.compliance.syntax.functions import Function, Visibility, walk_own
+from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
 from research.compliance.syntax.tree import Tree
 from research.compliance.syntax.vacuous import explain_vacuous, find_constants
 
@@ -105,14 +106,22 @@ def raises(function: Function) -> bool:
 def count_checks(unit: str, graph: CallGraph, checkers: set[str]) -> int:
     """Return how many checks the body of a function has: conditions under which it raises, and checkers that it calls."""
     function = graph.functions[unit]
-    calls = [node for node in walk_own(function.node) if isinstance(node, ast.Call)]
+    calls = [node for node in walk_own(function.node) if isinstance(node, ast.Call) and not hands_on_all(node)]
     return len(list_raises(function)) + sum(bool(checkers & graph.resolve_call(unit, call)) for call in calls)
+
+
+def hands_on_all(call: ast.Call) -> bool:
+    """Return whether a call hands on all that a function has: `check(locals())` checks each parameter."""
+    return any(isinstance(node, ast.Call) and get_last_name(node) == "locals" for node in call.args)
 
 
 def count_boundary(function: Function, enforcement: Enforcement, checkers: set[str]) -> int:
     """Return how many parameters a decorator or their own class checks; the result that a decorator checks is one more."""
     if enforcement.is_enforced(function):
         return len(enforcement.list_checked(function))
+    calls = [node for node in walk_own(function.node) if isinstance(node, ast.Call) and hands_on_all(node)]
+    if any(checkers & enforcement.graph.resolve_call(function.unit, call) for call in calls):
+        return len({*enforcement.list_checked(function)} - {"return"})
     return sum(checks_itself(function, argument, enforcement, checkers) for argument in function.parameters)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int8, UInt64
 
 from research.contracts import contract
-from research.data.spec import count_parts
+from research.data.splits import count_parts
 from research.files.documents import DefectError, Format, SplitName, iter_documents
 from research.files.lines import Defect
 from research.files.sources import FIX, Counts, check_defects, show_progress

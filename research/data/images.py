@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int64
 
 from research.contracts import contract
-from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
+from research.data.spec import Images, MemoryDataset
+from research.data.splits import rank_keys, select_parts, split_by_rank
 from research.files.labels import describe_classes, describe_counts, predict_majority
 from research.files.pictures import Origin, Pictures, decode_pictures, is_hidden, list_pictures, parse_size
 from research.files.sources import UNLABELLED, Counts, check_defects, check_needs, find_split, quote_path, quote_setting

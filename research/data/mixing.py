@@ -100,7 +100,6 @@ class Mixture:
         return "an epoch reads " + ", ".join(f"{name} {share:.2f} times" for name, share in zip(names, shares, strict=True))
 
 
-@contract
 def draw_samples(samples: Samples, seed: int, start: int, count: int) -> Int[Tensor, "count"]:
     """Return which samples are number start .. start+count-1 of a run."""
     if isinstance(samples, Mixture):

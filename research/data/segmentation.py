@@ -10,7 +10,8 @@ from jaxtyping import Int16, Int64, UInt8
 
 from research.contracts import contract
 from research.data.images import FIX, Labelled, assign_parts, describe_parts, drop_repeats, has_splits
-from research.data.spec import Images, MemoryDataset, rank_keys, select_parts, split_by_rank
+from research.data.spec import Images, MemoryDataset
+from research.data.splits import rank_keys, select_parts, split_by_rank
 from research.files.labels import NUM_NAMES, describe_counts, describe_sizes
 from research.files.pictures import Picture, Size, decode_pictures, list_pictures, map_files, parse_size, read_mask, select_good
 from research.files.sources import Counts, check_defects, check_needs, find_split

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 
 from research.contracts import contract
-from research.data.spec import MemoryDataset, Vectors, rank_keys, select_parts, split_by_rank
+from research.data.spec import MemoryDataset, Vectors
+from research.data.splits import rank_keys, select_parts, split_by_rank
 from research.files.cells import EXACT, Column, Decimals, check_decimals, check_spellings
 from research.files.columns import Header, Table, read_table
 from research.files.documents import check_encoding

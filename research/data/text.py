@@ -13,7 +13,8 @@ from research.contracts import contract
 from research.data.bins import Streams, Windows, prepare_streams
 from research.data.corpus import Corpus, Origin, Reader, check_unchanged, read_corpus, read_stamp
 from research.data.mixing import Mixture, share_block
-from research.data.spec import Dataset, Samples, Split, Tokens, spread_evenly
+from research.data.spec import Dataset, Samples, Split, Tokens
+from research.data.splits import spread_evenly
 from research.data.streams import VERSION
 from research.data.tokenizers import Bytes, Tokenizer
 from research.files.documents import SUFFIXES, Format, check_encoding

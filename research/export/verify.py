@@ -23,7 +23,7 @@ from torch import Tensor
 
 from research.cli import first_line, run_process
 from research.contracts import contract
-from research.data.spec import spread_evenly
+from research.data.splits import spread_evenly
 from research.export.layout import IN_PYTHON, Codes, Options, Source
 from research.export.stand_in import build_stand_in
 from research.losses import IGNORE

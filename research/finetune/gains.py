@@ -2,10 +2,12 @@
 
 from torch import nn
 
+from research.contracts import contract
 from research.finetune.base import take_weights
 from research.nn.lowrank import add_gains, let_norms_learn
 
 
+@contract
 def gains(model: nn.Module, base: str | None = None, digest: str | None = None, norms: bool = True) -> nn.Module:
     """Return the model with a base's frozen ternary weights, where one gain an output, and the norms learn.
 

@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from research.cli import run_process
+from research.contracts import contract
 from research.run_dir import CACHE_ENV_VAR, expand_path
 from research.signals import Stopped, get_launched_ranks
 
@@ -64,6 +65,7 @@ def find_compiler() -> list[str]:
     raise FileNotFoundError("there is no C compiler ($CC, cc, gcc, clang)")
 
 
+@contract
 def list_sources(source: Path) -> list[Path]:
     """Return a C file and the files of its folder that it includes, directly or through others."""
     sources = [source]
@@ -144,6 +146,7 @@ def compile_library(source: Path, command: list[str], output: Path) -> str:
     return ""
 
 
+@contract
 def is_intact(library: Path) -> bool:
     """Return whether a library exists and matches its digest."""
     try:
@@ -152,6 +155,7 @@ def is_intact(library: Path) -> bool:
         return False
 
 
+@contract
 def publish(build_folder: Path, library: Path) -> None:
     """Rename a complete build to the library's folder, and replace a damaged one. Raise OSError if that fails three times.
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from research.composition.recorded import load_config
 from research.contracts import contract
-from research.data.spec import Split, spread_evenly
+from research.data.spec import Split
+from research.data.splits import spread_evenly
 from research.finetune.side import list_adapters, merge_side
 from research.load import TrainedRun, instantiate, load_run
 from research.losses import make_plain

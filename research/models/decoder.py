@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research import rules
+from research.contracts import contract
 from research.data.spec import Tokens
 from research.nn.bitlinear import Linear, shared_input_linears
 from research.ranges import Depth, NonNegativeInt, PositiveInt, check_settings
@@ -18,6 +19,7 @@ from research.ranges import Depth, NonNegativeInt, PositiveInt, check_settings
 class Block(nn.Module):
     """h = norm(x), h <- h + attention(h), then h + feedforward(norm(h)): causal, all layers with biases."""
 
+    @contract
     def __init__(self, dim: int, heads: int, ffn_dim: int, linear: Linear) -> None:
         super().__init__()
         self.head_dim = dim // heads

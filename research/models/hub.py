@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research.cli import first_line
+from research.contracts import contract
 from research.data.spec import Tokens
 from research.models.hub_folder import COMPANIONS, check_seq_len, read_hub_config
 from research.models.hub_weights import fit_masters, load_folder
@@ -80,6 +81,7 @@ class Hub(nn.Module):
         """Return the logits of the next symbol at every position."""
         return self.net(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
+    @contract
     def save_config(self, folder: Path) -> None:
         """Write config.json and what came with it, as the tokenizer with the template of a chat: all but the weights.
 
@@ -95,6 +97,7 @@ class Hub(nn.Module):
                 shutil.copyfile(file, folder / file.name)
 
 
+@contract
 def load_as_saved(shape: Tokens, folder: str) -> Hub:
     """Return the model of a folder as transformers computes it: with ternary layers where it has them."""
     is_ternary = bool(read_hub_config(folder).get("quantization_config"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from research.contracts import contract
 from research.files.stage import EXPORT_FILE
 from research.files.weights import WEIGHT_FILES, list_weight_files
 from research.run_dir import expand_path, read_text
@@ -102,11 +103,13 @@ def check_weight_files(folder: str, path: Path) -> None:
         raise ValueError(f"model.folder={folder} lacks {', '.join(missing[:3])} of its {len(files)} files\ncopy them there")
 
 
+@contract
 def read_length(config: Mapping[str, Any]) -> int | None:
     """Return how many positions a model has, from its config.json; None where it does not say."""
     return next((size for name in LENGTHS if type(size := config.get(name)) is int), None)
 
 
+@contract
 def check_seq_len(folder: str, config: dict[str, Any], seq_len: int) -> None:
     """Raise ValueError for data whose texts are longer than a model has positions."""
     length = read_length(config)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from research.cli import first_line
+from research.contracts import contract
 from research.files.silence import silence_libraries
 from research.files.weights import list_weight_files
 from research.models.hub_folder import AGAIN, SAVED, read_hub_config
@@ -69,6 +70,7 @@ def list_full_precision(net: nn.Module, quantization: Mapping[str, Any] | None, 
     return [name for name in names if (name not in scales if scales else not should_convert_module(name, kept))]
 
 
+@contract
 def explain(error: Exception, settings: Mapping[str, Any]) -> str:
     """Return why transformers cannot read a folder, and what can be done."""
     text, kind = str(error.__cause__ or error), settings["model_type"]
@@ -110,6 +112,7 @@ def iter_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield from ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118 - it is no dict
 
 
+@contract
 def unpack(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> tuple[dict[str, Tensor], Scales]:
     """Return the weights that ternary ones stand for, in float32, and the scale of each by the name of its layer.
 
@@ -139,6 +142,7 @@ def unpack_codes(packed: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@contract
 def fit_masters(folder: str, layers: Mapping[str, BitLinear], scales: Scales) -> None:
     """Let ternary weights that were unpacked keep their scale as masters, in place.
 

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from research import rules
+from research.contracts import contract
 from research.data.spec import Tokens
 from research.nn.attention import Attention, Cache, Mask, mask_documents
 from research.nn.bitlinear import Linear
@@ -18,6 +19,7 @@ from research.ranges import Depth, Fraction, NonNegativeInt, PositiveFloat, Posi
 class Block(nn.Module):
     """x + dropout(attention(norm(x))), then x + dropout(feedforward(norm(x)))."""
 
+    @contract
     def __init__(self, attention: Attention, feedforward: FeedForward, dim: int, dropout: float) -> None:
         super().__init__()
         self.input_norm = RMSNorm(dim)
@@ -113,6 +115,7 @@ class Transformer(nn.Module):
             x = block(x, cos, sin, caches[index] if caches else None, mask)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
 
+    @contract
     def allocate_caches(self, batch: int = 1, max_seq_len: int | None = None) -> list[Cache]:
         """Return an empty cache for each block, for at most `max_seq_len` positions (None: those of the data)."""
         like = self.norm.weight

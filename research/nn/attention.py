@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.nn.bitlinear import Linear, shared_input_linears
 from research.nn.rope import Heads, RopeTable, rotate
 
@@ -27,6 +28,7 @@ def mask_documents(tokens: Int[Tensor, "batch seq"], end: int) -> tuple[Mask, In
 class Cache:
     """The keys and values of one block for earlier positions, so that they are computed once."""
 
+    @contract
     def __init__(self, batch: int, kv_heads: int, max_seq_len: int, head_dim: int, like: Tensor) -> None:
         # Uninitialised: never read before it is written, and no memory until then.
         self.k = like.new_empty(batch, kv_heads, max_seq_len, head_dim)
@@ -43,6 +45,7 @@ class Cache:
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(head_dim)) v (1706.03762, eq. 1); each group of query heads shares one key and value head."""
 
+    @contract
     def __init__(self, dim: int, heads: int, kv_heads: int, linear: Linear, sub_norm: nn.Module, causal: bool = True) -> None:
         super().__init__()
         self.head_dim, self.causal = dim // heads, causal

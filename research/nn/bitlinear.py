@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from research import rules
+from research.contracts import contract
 from research.nn.blocks import DEFAULT_EXCLUDE, find_useless_pattern, match_names
 from research.nn.products import Products, choose_backend
 from research.nn.quantize import QuantizedWeight, Quantizer, require_floating_point, straight_through
@@ -105,6 +106,7 @@ class BitLinear(nn.Linear):
         return y.to(x.dtype) if y.dtype == wide else y  # autocast has a type of its own
 
 
+@contract
 def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> list[Float[Tensor, "*batch _"]]:
     """Return the outputs of several layers for one input, which BitLinears of the same settings quantize only once.
 
@@ -116,6 +118,7 @@ def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> 
     return _forward_quantized(x, layers)
 
 
+@contract
 def is_plain(layer: BitLinear) -> bool:
     """Return whether a layer is no subclass and has no hooks. Its weight may be computed."""
     return type_before_parametrizations(layer) is BitLinear and not has_hooks(layer)
@@ -158,11 +161,13 @@ def _log_half_precision(dtype: torch.dtype) -> None:
     log.warning("a BitLinear learns with weights in %s, which lose small updates, so few codes change: %s", dtype, WIDE)
 
 
+@contract
 def bitlinear_layers(model: nn.Module) -> dict[str, BitLinear]:
     """Return the BitLinears of a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
 
 
+@contract
 def count_warmup(layers: Iterable[BitLinear], steps: int) -> None:
     """Count the steps of each warm-up, a share rounded up. Raise ValueError where it does not end before `steps`."""
     for layer in layers:

@@ -10,9 +10,12 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from research.contracts import contract
+
 DEFAULT_EXCLUDE = ("*head", "*embed*")  # embedding and head stay in full precision
 
 
+@contract
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return the children of every outermost ModuleList and Sequential in the model, by name."""
     blocks: dict[str, nn.Module] = {}
@@ -23,12 +26,14 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return blocks
 
 
+@contract
 def match_names(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
     """Return the names, in their order, that a pattern of `include` matches and none of `exclude`."""
     chosen, left = ({name for p in patterns for name in fnmatch.filter(names, p)} for patterns in (include, exclude))
     return [name for name in names if name in chosen and name not in left]
 
 
+@contract
 def find_useless_pattern(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, str] | None:
     """Return the first pattern that matches no name, after its setting; None if there is none. Defaults may match nothing."""
     typed = [(key, p) for key, patterns in (("include", include), ("exclude", exclude)) for p in patterns]

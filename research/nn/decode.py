@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.kernels import ternary
 from research.nn.attention import Cache
 from research.nn.feedforward import relu2
@@ -52,6 +53,7 @@ class Decoder:
     `max_seq_len` is the number of tokens to remember; None: as many as the model was built for. Raise ValueError for more.
     """
 
+    @contract
     def __init__(self, model: nn.Module, max_seq_len: int | None = None) -> None:
         self.model = cast(Any, model)
         most = self.model.max_seq_len

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.nn.bitlinear import Linear, shared_input_linears
 
 Activation = Literal["silu", "relu2"]
@@ -19,6 +20,7 @@ def relu2(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class FeedForward(nn.Module):
     """down(activation(gate(x)) * up(x))."""
 
+    @contract
     def __init__(self, dim: int, ffn_dim: int, activation: Activation, linear: Linear, sub_norm: nn.Module) -> None:
         super().__init__()
         self.activation = F.silu if activation == "silu" else relu2

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from research.contracts import contract
 from research.nn.bitlinear import BitLinear, bitlinear_layers, has_hooks
 from research.nn.blocks import find_useless_pattern, match_names
 from research.nn.quantize import Quantizer
@@ -49,6 +50,7 @@ class Gain(nn.Module):
         return weight * (1 + self.gain_minus_one)
 
 
+@contract
 def add_low_rank(model: nn.Module, rank: int, alpha: float, include: Sequence[str], exclude: Sequence[str]) -> nn.Module:
     """Let a low rank learn inside each BitLinear whose name matches, in place; all else is frozen. Return the model.
 
@@ -63,6 +65,7 @@ def add_low_rank(model: nn.Module, rank: int, alpha: float, include: Sequence[st
 
 
 @torch.no_grad()
+@contract
 def add_gains(model: nn.Module) -> nn.Module:
     """Let one gain an output of every BitLinear learn, in place; all else is frozen. Return the model.
 
@@ -89,6 +92,7 @@ def make_gain_quantizer(quantizer: Quantizer) -> Quantizer:
     return replace(quantizer, **get_gain_settings(quantizer.granularity))
 
 
+@contract
 def let_norms_learn(model: nn.Module) -> None:
     """Let the parameters of all norms learn: of modules whose class is called so."""
     for module in model.modules():
@@ -134,6 +138,7 @@ def check_patterns(names: Collection[str], include: Sequence[str], exclude: Sequ
         raise ValueError(f"{message}\nthe layers are {first}")
 
 
+@contract
 def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:
     """Raise ValueError for a rank above the smaller side of a layer, where a matrix of its size would be the cheaper one."""
     for name, layer in layers.items():
@@ -145,6 +150,7 @@ def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:
 
 
 @torch.no_grad()
+@contract
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Put a plain layer that holds the computed weight, and gives the same bits, where a layer is fine-tuned; return the model.
 
@@ -167,6 +173,7 @@ def has_adapter(layer: BitLinear) -> bool:
     return all(isinstance(part, LowRank | Gain) for part in cast(Any, layer.parametrizations)["weight"])
 
 
+@contract
 def count_learning(model: nn.Module) -> int:
     """Return how many parameters learn."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

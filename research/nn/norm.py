@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from research.contracts import contract
+
 
 class _Norm(torch.autograd.Function):
     """The norm in half the passes over memory that separate operations of torch take."""
@@ -41,6 +43,7 @@ class RMSNorm(nn.RMSNorm):
     So under autocast the layer that follows quantizes a float32 input, not one that bf16 has already rounded.
     """
 
+    @contract
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-5)
 

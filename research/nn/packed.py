@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from research.contracts import contract
 from research.nn.bitlinear import BitLinear, bitlinear_layers, has_hooks
 from research.nn.quantize import Quantizer
 from research.nn.tiles import INS, OUTS, Tiles, int8_linear, multiply, pack, ternary_linear
@@ -37,6 +38,7 @@ class PackedLinear(nn.Module):
     scale: Float[Tensor, "out"]
     bias: Float[Tensor, "out"] | None
 
+    @contract
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features, self.native = in_features, out_features, True
@@ -100,6 +102,7 @@ class Int8Table(nn.Module):
     scale: Float[Tensor, "rows"]
 
     @torch.no_grad()
+    @contract
     def __init__(self, weight: Float[Tensor, "rows dim"]) -> None:
         super().__init__()
         self.dim = weight.shape[1]
@@ -112,6 +115,7 @@ class Int8Table(nn.Module):
 class Int8Embedding(nn.Module):
     """`nn.Embedding` in int8."""
 
+    @contract
     def __init__(self, table: Int8Table) -> None:
         super().__init__()
         self.table, self.num_embeddings = table, len(table.scale)
@@ -127,6 +131,7 @@ class Int8Linear(nn.Module):
 
     bias: Float[Tensor, "out"] | None
 
+    @contract
     def __init__(self, table: Int8Table, bias: Tensor | None = None) -> None:
         super().__init__()
         self.table, self.native = table, True
@@ -140,6 +145,7 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
+@contract
 def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
     """Return a copy for inference: each BitLinear packed, embeddings and heads in int8; tied weights stay tied.
 
@@ -163,6 +169,7 @@ def pack_model(model: nn.Module, int8_embeddings: bool = True) -> nn.Module:
     return packed.eval().requires_grad_(False)
 
 
+@contract
 def move_to_huge_pages(model: nn.Module) -> None:
     """Move the packed weights side by side into huge pages, if the system has them.
 
@@ -193,6 +200,7 @@ def find_symbol_layers(model: nn.Module) -> Iterator[nn.Embedding | nn.Linear]:
             yield module
 
 
+@contract
 def count_packed_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's weights after `pack_model`; a layer that it refuses counts in float32."""
     layers = [layer for layer in bitlinear_layers(model).values() if not explain_unpackable(layer.quantizer)]

@@ -4,10 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from research.contracts import contract
+
 Heads = Float[Tensor, "batch heads seq head_dim"]
 RopeTable = Float[Tensor, "*rows seq half"]  # of cosines or sines; rows where sequences have positions of their own
 
 
+@contract
 def build_rope_table(
     seq_len: int, head_dim: int, base: float = 10_000.0
 ) -> tuple[Float[Tensor, "seq half"], Float[Tensor, "seq half"]]:

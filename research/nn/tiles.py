@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
+from research.contracts import contract
 from research.kernels import ternary
 from research.nn.quantize import TERNARY, require_floating_point
 
@@ -26,6 +27,7 @@ BLOCK = 256  # outputs that the torch path unpacks at a time
 MAX_EXACT_INPUTS = 1024  # int8 products that float32 sums exactly: 1024 * 127^2 < 2^24
 
 
+@contract
 def pack(codes: Float[Tensor, "out in"]) -> Tiles:
     """Pack ternary codes at two bits each, as code + 1, in tiles of 16 outputs x 64 inputs; padding has the code 0.
 
@@ -38,6 +40,7 @@ def pack(codes: Float[Tensor, "out in"]) -> Tiles:
     return pairs.sum(-1, dtype=torch.uint8).reshape(full.shape[0] // OUTS, -1, 256)
 
 
+@contract
 def unpack(packed: Tiles, out_features: int, in_features: int) -> Int8[Tensor, "out in"]:
     """Return the codes that `pack` has packed."""
     shifts = torch.arange(0, 8, 2, dtype=torch.int32, device=packed.device)  # ONNX has these of int32 only

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from research import rules
+from research.contracts import contract
 from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.ranges import Fractions, NonNegativeFloat, PositiveFloat, PositiveInt, check_settings
 
@@ -40,6 +41,7 @@ class AdEMAMix(Optimizer):
         settings = {"betas": tuple(betas), "alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3, "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay} | settings)
 
+    @contract
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         restore_promoted_state(self, state_dict, MOMENTS)

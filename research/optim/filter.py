@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from research.contracts import contract
 from research.optim import fused
 from research.optim.param_groups import promote, restore_promoted_state, run_closure
 from research.optim.transform import GradientTransform
@@ -67,6 +68,7 @@ class Filter(GradientTransform):
             self.state[p].update(memory)
         return loss
 
+    @contract
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         restore_promoted_state(self, state_dict, ("grokfast_ema", "grokfast_ring", "grokfast_sum"))
@@ -109,12 +111,14 @@ class Filter(GradientTransform):
                 del self.state[p][key]
 
 
+@contract
 def parse_triggers(settings: Mapping[str, Any]) -> list[Trigger | None]:
     """Return when a filter starts (None: with the first step) and when it stops (None: never). Raise ValueError."""
     triggers = {f"optim.{key}": settings[key] for key in ("start_when", "stop_when")}
     return [None if trigger is None else parse_trigger(trigger, key) for key, trigger in triggers.items()]
 
 
+@contract
 def init_trigger_state(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group's entries for its triggers at the start: `_on` now, `_over` for good, and the triggers themselves."""
     triggers = [settings["start_when"], settings["stop_when"]]

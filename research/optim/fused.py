@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
 
+from research.contracts import contract
 from research.kernels import build
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,7 @@ def has_triton(device: torch.device) -> bool:
 
 
 @cache
+@contract
 def get_library() -> ctypes.CDLL | None:
     """Return the kernel of adamw.c, built if the cache has none; if that fails, warn once and return None."""
     try:
@@ -188,6 +190,7 @@ def step_on_cpu(c: ctypes.CDLL, optimizer: Optimizer, jobs: list[Job], states: l
     c.grokbit_adamw(rows.buffer_info()[0], len(jobs), torch.get_num_threads())
 
 
+@contract
 def init_window(grad: Tensor, window: int) -> ParamState:
     """Return the state of a window before its first gradient."""
     zero = torch.zeros_like(grad)

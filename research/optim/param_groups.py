@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research import rules
+from research.contracts import contract
 from research.ranges import NonNegativeFloat, PositiveFloat, check_settings
 
 OptimizerType = TypeVar("OptimizerType", bound=Optimizer)  # partial is invariant: a partial[SGD] is no partial[Optimizer]
@@ -18,6 +19,7 @@ ParamGroups = list[ParamGroup]
 INITIAL_SETTINGS = "as_built"  # key in a parameter group, as checkpoints store it
 
 
+@contract
 def split_group(group: ParamGroup, words: Sequence[str], others: ParamGroup, matching: ParamGroup) -> ParamGroups:
     """Return up to two groups: names that contain one of `words` get the settings `matching`, the others `others`."""
     parts: dict[bool, list[tuple[str, nn.Parameter]]] = {False: [], True: []}
@@ -26,6 +28,7 @@ def split_group(group: ParamGroup, words: Sequence[str], others: ParamGroup, mat
     return [group | (matching if kind else others) | {"params": part} for kind, part in parts.items() if part]
 
 
+@contract
 def build_param_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> ParamGroups:
     """Return up to two groups of named parameters: with weight decay, and without (the name contains one of `no_decay`).
 
@@ -48,6 +51,7 @@ def from_base(
     return base(build_param_groups(model, weight_decay, no_decay), lr=lr)
 
 
+@contract
 def check_base(base: Any) -> None:
     """Raise ValueError for a setting of the base that it ignores, or that is out of range. A class has no settings here."""
     if isinstance(base, partial):
@@ -69,6 +73,7 @@ def promote(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+@contract
 def restore_promoted_state(optimizer: Optimizer, saved: dict[str, Any], keys: Sequence[str]) -> None:
     """After a load_state_dict of `saved`, restore these state entries in float32: torch casts them to the parameter's type."""
     for saved_group, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
@@ -77,6 +82,7 @@ def restore_promoted_state(optimizer: Optimizer, saved: dict[str, Any], keys: Se
                 optimizer.state[p][key] = saved["state"][index][key].to(p.device, promote(p).dtype, copy=True)
 
 
+@contract
 def remember_settings(optimizer: Optimizer) -> None:
     """Store in each parameter group, once, the settings that it was built with: schedules and optimizers change them.
 

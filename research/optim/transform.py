@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from research import rules
+from research.contracts import contract
 from research.optim.param_groups import OptimizerType, ParamGroups, check_base
 
 COMBINED_CLASSES: dict[tuple[type, type], type[Optimizer]] = {}  # by transform and base: one class for all optimizers of a kind
@@ -38,6 +39,7 @@ class GradientTransform(Optimizer):
         return _create_blank, (transform, base), self.__getstate__()
 
 
+@contract
 def wrap_optimizer(
     transform: type[GradientTransform], base: partial[OptimizerType], groups: ParamGroups, lr: float
 ) -> Optimizer:

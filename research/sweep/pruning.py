@@ -26,7 +26,6 @@ class Pruning(Callback):
         if self.trial and self.trial.is_pruned():
             state.stop = PRUNED_REASON
 
-    @contract
     def on_step(self, state: State) -> None:
         is_due = state.info.monitor in state.logged and state.progress.step < state.info.steps
         if self.trial is None or state.stop or not is_due:

@@ -133,7 +133,6 @@ class Jsonl(Tracker):
         if self.resumed:
             self._send_history()  # first what an earlier process of this run logged and may not have delivered
 
-    @contract
     def on_step(self, state: State) -> None:
         if not (state.logged and self.file):
             return

@@ -19,6 +19,7 @@ from research.training import distributed
 from research.training.progress import Progress
 
 
+@contract
 @dataclass
 class Batches:
     """Gives the micro-batches of any step of one run."""
@@ -35,7 +36,6 @@ class Batches:
         self.layers = list(bitlinear_layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
 
-    @contract
     def draw(self, progress: Progress, step: int) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor | int]:
         """Return this process's micro-batches of a step, and how many targets count, over all processes; seed its dropout.
 

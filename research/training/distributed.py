@@ -56,7 +56,6 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-@contract
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Sum a tensor over all processes, in place, and return it."""
     if world_size() > 1:

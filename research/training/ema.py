@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from research.contracts import contract
+
 
 class Average:
     """avg <- d avg + (1 - d) w after each step (Polyak and Juditsky 1992, with exponential weights).
@@ -16,6 +18,7 @@ class Average:
     about the last tenth of the steps until `decay` reaches further, so the weights of the first steps are soon forgotten.
     """
 
+    @contract
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -28,6 +31,7 @@ class Average:
         torch._foreach_lerp_(list(self.averages.values()), list(map(widen, self.weights.values())), 1 - decay)
 
     @torch.no_grad()
+    @contract
     def load(self, averages: Mapping[str, Tensor] | None = None) -> None:
         """Take over saved averages, or the weights as they are now."""
         for name, average in self.averages.items():
@@ -44,6 +48,7 @@ class Average:
             self.copy_to_model(weights)
 
     @torch.no_grad()
+    @contract
     def copy_to_model(self, values: Mapping[str, Tensor]) -> None:
         """Give the model's weights these values."""
         for name, p in self.weights.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from research.contracts import contract
 from research.optim.schedules import get_lr
 from research.ranges import PositiveInt, check_fields
 from research.run_dir import list_checkpoints
@@ -124,6 +125,7 @@ class Guard:
         self.num_bad_in_row = 0
 
 
+@contract
 def supports_found_inf(optimizer: Optimizer) -> bool:
     """Return whether the optimizer leaves an update out by itself where its `found_inf` is not 0."""
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # torch's own mark

@@ -33,7 +33,6 @@ def shard(model: nn.Module) -> None:
     fully_shard(model)
 
 
-@contract
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return a sharded tensor as a full one, on every process; return any other tensor as it is."""
     if distributed.world_size() == 1:

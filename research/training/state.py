@@ -40,6 +40,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@contract
 @dataclass(frozen=True)
 class RunInfo:
     """What is known of a run before its first step."""
@@ -64,6 +65,7 @@ class RunInfo:
         return get_digest(self.config) if is_frozen(self.config) else ""
 
 
+@contract
 @dataclass
 class State:
     """One run in flight: what is trained, what it has reached, and what this process alone needs.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from research import rules
 from research.cli import first_line, print_message
+from research.contracts import contract
 from research.data.spec import Dataset, Images, Samples, Split, Tokens, Vectors
 from research.losses import IGNORE, Loss, check_class_weights, check_losses, make_plain
 from research.metrics import Metric, RowMetric, Torchmetric, find_directions, name_classes
@@ -86,6 +87,7 @@ def check_call(key: str, function: object, *arguments: str) -> None:
         raise ValueError(f"{key}: {locate(function)}: {reason}\n{fix}") from error
 
 
+@contract
 def locate(part: object) -> str:
     """Return the name of a function or of a part's class, with file:line where it has a source."""
     part = part.func if isinstance(part, partial) else part
@@ -96,6 +98,7 @@ def locate(part: object) -> str:
     return name
 
 
+@contract
 def is_ours(loss: Loss) -> bool:
     """Return whether a loss is of research.losses."""
     return getattr(loss.func if isinstance(loss, partial) else loss, "__module__", "") == check_losses.__module__
@@ -148,6 +151,7 @@ def check_dataset(data: object) -> Dataset[Any]:
     return data
 
 
+@contract
 def check_numbers(name: str, numbers: Tensor, count: int | None, shape: object) -> None:
     """Raise ValueError for whole numbers that are not 0 to `count` - 1. IGNORE may be among them."""
     if count is None or numbers.is_floating_point() or not len(valid := numbers[numbers != IGNORE]):
@@ -192,6 +196,7 @@ def try_loss(loss: Loss, data: Dataset[Any], shape: tuple[int, ...]) -> None:
 
 
 @cache
+@contract
 def warn(text: str) -> None:
     """Print a warning, once, in the first process of a run."""
     if get_launched_ranks()[0] == 0:
@@ -238,6 +243,7 @@ def balance_classes(loss: Loss, data: Dataset[Any]) -> Loss:
     return partial(loss.func, *loss.args, **{**loss.keywords, "class_weights": weights})
 
 
+@contract
 def count_classes(shape: object) -> int | None:
     """Return how many classes or tokens a target may be; None for a shape of one's own."""
     logits = get_logits_shape(shape)
@@ -256,6 +262,7 @@ def get_input_shape(shape: object) -> tuple[int, ...] | None:
     return None
 
 
+@contract
 def get_logits_shape(shape: object) -> tuple[int, ...] | None:
     """Return the shape of one sample's logits; None for a shape of one's own."""
     match shape:

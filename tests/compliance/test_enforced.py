@@ -37,6 +37,11 @@ COUNTS: dict[str, tuple[str, int]] = {  # source, the checks that count of f
         1,
     ),
 }
+CHECK_ALL = "def check_all(values: dict) -> None:\n    if None in values.values():\n        raise ValueError(values)\n"
+COUNTS |= {
+    "a checker gets all": (f"{CHECK_ALL}def f(a: int, b: int) -> int:\n    check_all(locals())\n    return a + b\n", 2),
+    "all is one": (f"{CHECK_ALL}def f(a: int) -> int:\n    check_all(locals())\n    return a\n", 1),
+}
 LIES: dict[str, tuple[str, int]] = {
     "it returns what it takes": (f"def contract(function):\n    return function\n@contract\n{USED}", 0),
     "it has the name of a library's": (f"def beartype(function):\n    return function\n@beartype\n{USED}", 0),
@@ -64,6 +69,10 @@ LIES: dict[str, tuple[str, int]] = {
     "they are imported for type checkers": (
         f"{GUARD}from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from b import B\n"
         "@contract\ndef f(a: 'B', b: 'B | None') -> 'B':\n    return a\n",
+        0,
+    ),
+    "who gets all raises nothing": (
+        "def check_all(v: dict) -> None:\n    print(v)\ndef f(a: int) -> int:\n    check_all(locals())\n    return a\n",
         0,
     ),
     "all is variadic": (f"{GUARD}@contract\ndef f(*a: int, **b: int) -> None:\n    print(a, b)\n", 0),

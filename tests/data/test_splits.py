@@ -10,7 +10,7 @@ from research.data.images import images
 from research.data.labelled_text import labelled_text
 from research.data.pairs import pairs
 from research.data.segmentation import segmentation
-from research.data.spec import spread_evenly
+from research.data.splits import spread_evenly
 from research.data.table import table
 from research.data.text import text
 from research.preflight.check import find_mistakes
