@@ -63,6 +63,7 @@ TITLES = {  # of the ratios, by figure
 Feed = Callable[[list[int]], object]
 DTYPES = {"ours": None, "bf16": torch.bfloat16, "float32": torch.float32}
 SPAWN = multiprocessing.get_context("spawn")
+MAX_ROUNDS = 1000  # of one comparison
 ARMS: list[Iterator[dict[str, float]]] = []  # of this process, which is that of one arm
 
 
@@ -134,7 +135,7 @@ def run_arm(name: str, size: dict[str, Any], threads: int) -> Iterator[dict[str,
     for token in tokens[:NEW_TOKENS]:
         feed([token])
     memory = {"layers": layers_mb, "all": measure_resident() - start_mb}
-    while True:
+    for _ in range(MAX_ROUNDS):
         reset()
         with retain_memory():  # as the program does
             prefill = harness.make_arm(lambda: feed(tokens[:PROMPT_LEN]))()

@@ -223,12 +223,14 @@ def report(
 
 def list_violations(results: Results, at_most: Bounds, at_least: Bounds = EMPTY) -> list[str]:
     """Return a line for each result outside its bound. A bound without a result is skipped."""
-    lines = []
-    for part, bound in at_most.items():
-        if isinstance(bound, Mapping):
-            lines += [f"{part}: {line}" for line in list_violations(results.get(part, {}), bound)]
-        elif isinstance(value := results.get(part), int | float) and value > bound:
-            lines.append(f"{part} is {value:.4g}, at most {bound:g} was expected")
+    lines, left = list[str](), [("", results, at_most)]
+    while left:
+        prefix, values, bounds = left.pop(0)
+        for part, bound in bounds.items():
+            if isinstance(bound, Mapping):
+                left.append((f"{prefix}{part}: ", values.get(part, {}), bound))
+            elif isinstance(value := values.get(part), int | float) and value > bound:
+                lines.append(f"{prefix}{part} is {value:.4g}, at most {bound:g} was expected")
     for name, bound in at_least.items():
         if name in results and results[name] < bound:
             lines.append(f"{name} is {results[name]:.4g}, at least {bound:g} was expected")

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from research import signals
+from research import ranges, signals
 
 T = TypeVar("T")
 HIDDEN = "***"
@@ -56,32 +55,35 @@ KEY_PATTERNS = (
 )
 
 
-def redact(value: T) -> T:
+def redact(value: T, depth: int = ranges.MAX_NESTING) -> T:
     """Return a text without the passwords of its URLs and the secrets of the environment; so each text in dicts and lists.
 
-    Whatever leaves the process goes through here: files of a run, logs, messages, MLflow.
+    Whatever leaves the process goes through here: files of a run, logs, messages, MLflow. What lies deeper becomes text.
     """
-    if isinstance(value, dict):
-        return {redact(key) if ":" in str(key) else key: hide(key, inner) for key, inner in value.items()}  # type: ignore[return-value]
-    if type(value) in (list, tuple):
-        return type(value)(map(redact, value))  # type: ignore[call-arg, call-overload]
+    if isinstance(value, dict) and depth:
+        return {
+            redact(k) if ":" in str(k) else k: HIDDEN if is_secret(k, v) else redact(v, depth - 1) for k, v in value.items()
+        }  # type: ignore[return-value]
+    if type(value) in (list, tuple) and depth:
+        return type(value)(redact(item, depth - 1) for item in value)  # type: ignore[call-arg, attr-defined]
     if isinstance(value, bytes):
-        return redact(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")  # type: ignore[return-value]
-    if not isinstance(value, str):
-        return value
-    text = str(value)
-    if re.search("[=:%@]|--", text):
-        for pattern in (*(USER_PATTERNS if "@" in text or "%40" in text else ()), *KEY_PATTERNS):
-            text = re.sub(pattern, rf"\1{HIDDEN}", text)
+        return redact_text(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")  # type: ignore[return-value]
+    return redact_text(str(value)) if isinstance(value, str | dict | list | tuple) else value  # type: ignore[return-value]
+
+
+def redact_text(text: str) -> str:
+    """Return a text without passwords and secrets."""
+    patterns = KEY_PATTERNS if re.search("[=:%@]|--", text) else ()
+    for pattern in (*USER_PATTERNS, *patterns) if re.search("@|%40", text) else patterns:
+        text = re.sub(pattern, rf"\1{HIDDEN}", text)
     for secret in find_secrets():
         text = compile_secret(secret).sub(HIDDEN, text)
-    return text  # type: ignore[return-value]
+    return text
 
 
-def hide(key: object, value: Any) -> Any:
-    """Return the value of a key, or what stands for it where the key names a secret."""
-    is_secret = isinstance(value, str | bytes | int | float) and not isinstance(value, bool) and re.search(SECRET_KEY, str(key))
-    return HIDDEN if is_secret and value else redact(value)
+def is_secret(key: object, value: object) -> bool:
+    """Return whether a key names a secret, and its value may be one."""
+    return bool(value) and type(value) in (str, bytes, int, float) and re.search(SECRET_KEY, str(key)) is not None
 
 
 def find_secrets() -> Iterator[str]:
@@ -125,12 +127,7 @@ class RedactedRecord(logging.LogRecord):
 def redact_output() -> None:
     """Keep passwords out of every log and every traceback of this process."""
     logging.setLogRecordFactory(RedactedRecord)
-    sys.excepthook = print_traceback
-
-
-def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback as Python does."""
-    print_message("".join(traceback.format_exception(kind, error, trace)).rstrip())
+    sys.excepthook = lambda _, error, __: print_message("".join(traceback.format_exception(error)).rstrip())
 
 
 class Parser(argparse.ArgumentParser):

@@ -36,6 +36,7 @@ WeightBits = Annotated[float | int, "{1, 1.58, 2, 4, 8}"]
 ExistingPath = Annotated[str, "a file or folder that exists"]
 
 log = logging.getLogger(__name__)
+MAX_NESTING = 100  # containers in containers that are followed: deeper ones are nobody's settings
 TYPE_LABELS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list as [a,b]"}
 
 
@@ -56,15 +57,12 @@ class ValueType:
     def accepts(self, value: object) -> bool:
         """Return whether a value is of this type: an int is a float too, a bool is neither."""
         if self.name in ("int", "float"):
-            is_integer = isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
-            is_number = is_integer or (isinstance(value, float) and self.name == "float")
-            return is_number and (not self.interval or is_in_interval(self.interval, float(cast(float, value))))
+            return is_number(value, self.interval, self.name == "float")
         if self.name in ("str", "path"):
             return isinstance(value, str if self.name == "str" else str | os.PathLike) and value != ""
         if self.name == "list":
-            number = ValueType("float", self.interval)
-            is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-            return is_list and not (self.interval and not all(map(number.accepts, cast(Sequence[object], value))))
+            items = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+            return items is not None and not (self.interval and not all(is_number(item, self.interval) for item in items))
         if self.name == "choice":
             return any(type(value) is type(choice) and value == choice for choice in self.choices)
         types: dict[str, type] = {"bool": bool, "null": NoneType}
@@ -73,6 +71,13 @@ class ValueType:
 
 ANY = ValueType("any")
 PLAIN_TYPES = (int, float, bool, str, NoneType)
+
+
+def is_number(value: object, interval: str, takes_fractions: bool = True) -> bool:
+    """Return whether a value is a number in an interval; without `takes_fractions` a whole one. A bool is none."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
+    has_type = is_integer or (isinstance(value, float) and takes_fractions)
+    return has_type and (not interval or is_in_interval(interval, float(cast(float, value))))
 
 
 def is_in_interval(interval: str, value: float) -> bool:
@@ -87,20 +92,30 @@ def is_in_interval(interval: str, value: float) -> bool:
 
 def parse_annotation(annotation: Any) -> tuple[ValueType, ...]:
     """Return the alternatives of an annotation; what is none of the types here takes any value."""
-    kind, arguments = get_origin(annotation), get_args(annotation)
-    if kind in (Union, UnionType):
-        return tuple(alternative for argument in arguments for alternative in parse_annotation(argument))
+    types, left = list[ValueType](), [annotation]
+    while left:
+        hint = left.pop()
+        kind, arguments = get_origin(hint), get_args(hint)
+        if kind in (Union, UnionType):
+            left += reversed(arguments)
+        elif kind is Annotated and not isinstance(arguments[1], str):  # a note of somebody else's
+            left.append(arguments[0])
+        else:
+            types.append(parse_plain(hint, kind, arguments))
+    return tuple(types)
+
+
+def parse_plain(annotation: Any, kind: Any, arguments: tuple[Any, ...]) -> ValueType:
+    """Return what an annotation takes that holds no other one."""
     if kind is Literal:
-        return (ValueType("choice", choices=arguments),)
+        return ValueType("choice", choices=arguments)
     if kind is Annotated:
         base, note, *_ = arguments
-        if not isinstance(note, str):  # a note of somebody else's
-            return parse_annotation(base)
         name = "list" if get_origin(base) is Sequence else "int" if base is int else "float"
-        return (ValueType(name, note) if note[0] in "[({" else ValueType("path"),)
+        return ValueType(name, note) if note[0] in "[({" else ValueType("path")
     if kind in (list, tuple, Sequence):
-        return (ValueType("list"),)
-    return (ValueType("null" if annotation is NoneType else annotation.__name__) if annotation in PLAIN_TYPES else ANY,)
+        return ValueType("list")
+    return ValueType("null" if annotation is NoneType else annotation.__name__) if annotation in PLAIN_TYPES else ANY
 
 
 def describe_mistake(key: str, value: object, value_types: Iterable[ValueType]) -> str:
@@ -145,18 +160,30 @@ def take_fields(settings: type, record: Any, source: object) -> dict[str, Any]:
 
 
 def is_json_of(annotation: Any, value: object) -> bool:
-    """Return whether a value that JSON has is of an annotation: numbers are those that 64 bits have."""
-    kind, arguments = get_origin(annotation), get_args(annotation)
-    if kind in (Union, UnionType):
-        return any(is_json_of(argument, value) for argument in arguments)
-    if kind is dict:
-        return isinstance(value, dict) and all(is_json_of(arguments[1], item) for item in value.values())
-    if kind is list:
-        return isinstance(value, list) and all(is_json_of(arguments[0], item) for item in value)
+    """Return whether a value that JSON has is of an annotation: numbers are those that 64 bits have.
+
+    Of a union the first alternative counts whose own type the value has: none of ours has two lists, or two mappings.
+    """
+    left = [(annotation, value)]
+    while left:
+        hint, item = left.pop()
+        choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        fitting = [choice for choice in choices if is_of_json_type(item, get_origin(choice) or choice)]
+        if not fitting:
+            return False
+        hint = fitting[0]
+        if isinstance(item, dict) and get_origin(hint) is dict:
+            left += [(get_args(hint)[1], inner) for inner in item.values()]
+        elif isinstance(item, list) and get_origin(hint) is list:
+            left += [(get_args(hint)[0], inner) for inner in item]
+    return True
+
+
+def is_of_json_type(value: object, kind: Any) -> bool:
+    """Return whether a value has a type of JSON: a whole number is a float too, and none that 64 bits lack."""
     if isinstance(value, int) and abs(value) >= 2**63:
         return False
-    types = (int, float) if annotation is float else (annotation,)
-    return annotation is Any or type(value) in types
+    return kind is Any or type(value) in ((int, float) if kind is float else (kind,))
 
 
 def repr_value(value: object) -> str:

@@ -231,11 +231,10 @@ def check_links(folder: Path) -> None:
         raise ValueError(f"{link} is a link: what is written there would go elsewhere\nremove it, or give another folder")
 
 
+@contract
 def replace_nonfinite(value: Any) -> Any:
-    """Return the value with None for NaN and infinities, at any depth of dicts (JSON has no others)."""
-    if isinstance(value, dict):
-        return {k: replace_nonfinite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+    """Return what JSON makes of a value, with None for NaN and infinities, which it does not have."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 @contract

@@ -16,6 +16,8 @@ from research.contracts import contract
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
+MAX_CAUSES = 10  # of an exit that are looked at: errors may name each other
+
 
 class Stopped(BaseException):
     """A signal ends the run. Not an Exception, so no library on the way takes it for a failure."""
@@ -34,13 +36,16 @@ def get_exit_code(signum: int) -> int:
 @contract
 def get_signum(error: BaseException | None) -> int:
     """Return the signal that a process ends by, from the exception that ends it; 0 for any other."""
+    codes = {get_exit_code(signum): signum for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
+    signum = 0
+    for _ in range(MAX_CAUSES):
+        if not isinstance(error, SystemExit):
+            break
+        signum = codes.get(error.code, 0) or signum if isinstance(error.code, int) else signum
+        error = error.__cause__
     if isinstance(error, Stopped):
         return error.signum
-    if isinstance(error, KeyboardInterrupt):
-        return signal.SIGINT
-    codes = {get_exit_code(signum): signum for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
-    by_code = codes.get(error.code, 0) if isinstance(error, SystemExit) and isinstance(error.code, int) else 0
-    return get_signum(error.__cause__) or by_code if isinstance(error, SystemExit) else 0
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else signum
 
 
 class Watch:

@@ -38,7 +38,7 @@ def mount_small_disk(row: Row, megabytes: int) -> Iterator[Path | None]:
 def fill_disk(disk: Path) -> None:
     """Fill the file system to the last byte."""
     with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
+        for _ in range(shutil.disk_usage(disk).total // 4096 + 1):
             file.write(bytes(4096))
 
 

@@ -138,11 +138,13 @@ def get_values(condition: Condition, variant: list[Override]) -> dict[str, Any]:
 @contract
 def iter_leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys below a key, with their values."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from iter_leaves(f"{key}.{name}" if key else str(name), inner)
-    else:
-        yield key, value
+    left = [(key, value)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict) and value:
+            left += [(f"{key}.{name}" if key else str(name), inner) for name, inner in reversed(value.items())]
+        else:
+            yield key, value
 
 
 @contract
@@ -180,16 +182,20 @@ class ComposedConfig:
             node = node.get(part, MISSING) if isinstance(node, dict) else MISSING
         return node
 
-    def get_resolved(self, key: str, depth: int = MAX_INTERPOLATIONS) -> tuple[Any, str]:
+    def get_resolved(self, key: str) -> tuple[Any, str]:
         """Follow interpolations; return the value of a key, and the key that a user sets for it."""
-        value = self.get(key)
-        other = re.fullmatch(REFERENCE, value) if isinstance(value, str) else None
-        if not other or not depth:
-            return value, key
-        resolved, source = self.get_resolved(other["key"], depth - 1)
-        if other["default"] is None or resolved not in (MISSING, None):
-            return resolved, source
-        return yaml.safe_load(other["default"]), key
+        value, defaults = self.get(key), list[tuple[str, str | None]]()
+        for _ in range(MAX_INTERPOLATIONS):
+            other = re.fullmatch(REFERENCE, value) if isinstance(value, str) else None
+            if other is None:
+                break
+            defaults.append((key, other["default"]))
+            key = other["key"]
+            value = self.get(key)
+        for user_key, default in reversed(defaults):  # that of the last key which has one
+            if default is not None and value in (MISSING, None):
+                value, key = yaml.safe_load(default), user_key
+        return value, key
 
     def get_choice(self, group: str) -> str:
         """Return the option of a group."""
@@ -198,11 +204,13 @@ class ComposedConfig:
     def set(self, key: str, value: Any) -> None:
         """Set a key, with the parents that it lacks; MISSING deletes it."""
         parent, _, last = key.rpartition(".")
+        for _ in range(key.count(".")):
+            if isinstance(node := self.get(parent), dict | list):
+                break
+            value, (parent, _, last) = {last: value}, parent.rpartition(".")
         node = self.get(parent)
         if isinstance(node, list):
             node[int(last)] = value
-        elif not isinstance(node, dict):
-            self.set(parent, {last: value})
         elif value is MISSING:
             del node[last]
         else:

@@ -26,6 +26,7 @@ from research.cli import UNPRINTABLE
 from research.contracts import contract
 from research.options.conf import find_target, list_groups
 from research.options.habits import answer_habit, find_habit
+from research.ranges import MAX_NESTING
 from research.run_dir import RUN_ID_PATTERN, expand_path
 from research.signals import find_program
 
@@ -205,17 +206,22 @@ def format_key(key: Any) -> str:
 
 
 @contract
-def to_override(value: Any) -> str:
-    """Return a value as text from which Hydra parses the same value. Raise ValueError for a key that Hydra cannot have."""
+def to_override(value: Any, depth: int = MAX_NESTING) -> str:
+    """Return a value as text from which Hydra parses the same value.
+
+    Raise ValueError for a key that Hydra cannot have, and for what is nested deeper than `depth`.
+    """
+    if not depth:
+        raise ValueError(f"{value!r} is nested too deeply for an override\nwrite it into a yaml of conf/")
     value = value.text if isinstance(value, QuotedString) else value
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{format_key(key)}:{to_override(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{format_key(key)}:{to_override(item, depth - 1)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(map(to_override, value)) + "]"
+        return "[" + ",".join(to_override(item, depth - 1) for item in value) + "]"
     text = str(value)
     # Text that Hydra parses as a text stays as it is.
     if re.fullmatch(r"[\w./-]+", text, re.ASCII) and create_parser().parse_override(f"x={text}").value() == text:

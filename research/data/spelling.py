@@ -8,6 +8,7 @@ from typing import Any
 
 from research.contracts import contract
 from research.files.silence import silence_libraries
+from research.ranges import MAX_NESTING
 
 OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # of transformers' tokenizers
 SPACE_BEFORE = "a space before a text"
@@ -66,14 +67,19 @@ def leave_out_changes(settings: dict[str, Any]) -> tuple[dict[str, Any], list[st
 
 
 @contract
-def adapt(part: dict[str, Any] | None, group: str, changes: dict[str, None]) -> dict[str, Any] | None:
-    """Return a part without what changes texts, whose names it adds to `changes`; None where nothing remains."""
+def adapt(part: dict[str, Any] | None, group: str, changes: dict[str, None], depth: int = MAX_NESTING) -> dict[str, Any] | None:
+    """Return a part without what changes texts, whose names it adds to `changes`; None where nothing remains.
+
+    Raise ValueError for sequences of sequences deeper than `depth`.
+    """
     if part is None:
         return None
     kind = part["type"]
+    if not depth:
+        raise ValueError(f"the {group} of the tokenizer has sequences of sequences {MAX_NESTING} deep\nflatten them")
     if kind == "Sequence":
         key = next(key for key in part if key != "type")
-        return part | {key: [inner for inner in (adapt(item, group, changes) for item in part[key]) if inner]}
+        return part | {key: [inner for inner in (adapt(item, group, changes, depth - 1) for item in part[key]) if inner]}
     if group == "normalizer" and kind != "ByteLevel" and part | MARKS != part:
         changes[f"its {kind}"] = None
         return None

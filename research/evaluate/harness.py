@@ -129,19 +129,19 @@ class TrainedLM(TemplateLM):
             limits = int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0)
             # Of a task that repeats its requests each draw is another one.
             sampler = Sampler(temperature if temperature >= MIN_TEMPERATURE else 0.0, *limits, seed=number)
-            chunks = islice(self.iter_spellings(context, count, sampler), count)
+            chunks = self.iter_spellings(context, count, sampler)
             texts.append(b"".join(cut_at_stop(chunks, stops)).decode(errors="replace"))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
 
     def iter_spellings(self, context: str, count: int, sampler: Sampler) -> Iterator[bytes]:
-        """Yield the text of each next token until a document ends.
+        """Yield the text of each of the next `count` tokens, until a document ends.
 
         The context leaves room for `count` tokens, at most half of the model's; then the oldest tokens are left out.
         """
         room = max(self.max_length - count, self.max_length // 2, 1)
         tokens = self.tok_encode(context)[-room:] or [self.eot_token_id]
-        while True:
+        for _ in range(count):
             token = sampler(self.compute_logits(torch.tensor([tokens[-self.max_length :]]))[0, -1])
             if token == self.text_tokenizer.end:
                 return

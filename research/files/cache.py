@@ -10,18 +10,26 @@ from research.cli import announce_wait
 from research.contracts import contract
 from research.files.locks import HeldError, lock
 
+MAX_WAIT = 24 * 3600  # seconds: a process that needs longer hangs
+
 
 @contextmanager
 @contract
 def wait_for_lock(folder: Path, work: str) -> Iterator[None]:
-    """Hold a folder, once no other process does; `work` is what such a one does there."""
+    """Hold a folder, once no other process does; `work` is what such a one does there.
+
+    Raise HeldError where another process holds it for a day.
+    """
     with ExitStack() as held:
         with announce_wait(f"another process that {work} in {folder}"):
-            while True:
+            deadline, is_held = time.monotonic() + MAX_WAIT, False
+            while not is_held:
                 try:
                     held.enter_context(lock(folder))
-                    break
+                    is_held = True
                 except HeldError:
+                    if time.monotonic() > deadline:
+                        raise
                     time.sleep(0.1)
         yield
 

@@ -4,6 +4,7 @@ Rows are streamed in the order of the data set. So memory is fixed, and a copy t
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ OWN_NAMES = {"val": ("validation", "val", "valid", "dev"), "test": ("test",)}  #
 NUM_NAMES = 20  # that a message lists
 COLUMN_KEYS = {"text": ("field",), "images": ("image", "label")}
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
+log = logging.getLogger(__name__)
 
 
 def fill(request: Request, folder: Path) -> None:
@@ -119,8 +121,8 @@ def find_snapshot(request: Request) -> str:
         try:
             kind = {"repo_type": "dataset", "revision": request.revision, "local_files_only": True}
             return str(snapshot_download(request.dataset, cache_dir=cache, **kind))
-        except Exception:  # an id that is none, too
-            continue
+        except Exception as error:  # an id that is none, too
+            log.debug("%s has no %s: %s", cache, request.dataset, error)
     raise ValueError(describe_offline(request))
 
 

@@ -97,7 +97,7 @@ def iter_cells(file: Path, encoding: str) -> Iterator[tuple[int, list[str]] | De
         delimiter = "\t" if file.suffix.lower() == ".tsv" else max(SEPARATORS, key=first.count)
         stream.seek(0)
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        while True:
+        for _ in range(file.stat().st_size + 1):  # each row takes a byte at least
             try:
                 cells = next(reader)
             except StopIteration:

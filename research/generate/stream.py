@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice, takewhile
+from itertools import takewhile
 
 import torch
 
@@ -28,20 +28,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 BYTES_ERRORS = "surrogateescape"
 
 
-def iter_tokens(decoder: Decoder | HubDecoder, prompt: list[int], max_seq_len: int, sampler: Sampler) -> Iterator[int]:
-    """Yield tokens without end. When `max_seq_len` tokens are reached, continue from the second half of them."""
+def iter_tokens(
+    decoder: Decoder | HubDecoder, prompt: list[int], max_seq_len: int, sampler: Sampler, count: int
+) -> Iterator[int]:
+    """Yield `count` tokens. When `max_seq_len` tokens are reached, continue from the second half of them."""
     decoder.reset()
     context = prompt[-max_seq_len:]
     with retain_memory():
         logits = decoder.feed(torch.tensor(context))
-    while True:
+    for left in reversed(range(count)):
         yield (token := sampler(logits))
         context.append(token)
         unread = [token]
         if len(context) > max_seq_len:
             unread = context = context[-max_seq_len // 2 :]
             decoder.reset()
-        logits = decoder.feed(torch.tensor(unread))
+        if left:
+            logits = decoder.feed(torch.tensor(unread))
 
 
 @contract
@@ -88,10 +91,9 @@ def generate(run: str, prompt: str, tokens: int, sampler: Sampler, packed: bool,
     except ValueError as error:  # no packed layer holds these weights
         raise ValueError(f"{error} with --no-packed") from error
     decoder = HubDecoder(model) if isinstance(model, Hub) else Decoder(model)
-    stream = iter_tokens(decoder, context, max_seq_len, sampler)
+    stream = iter_tokens(decoder, context, max_seq_len, sampler, tokens)
     if tokenizer:
         stream = takewhile(lambda token: token != tokenizer.end, stream)
-    stream = islice(stream, tokens)
     if stops and not tokenizer:
         raise ValueError(f"--stop {stops[0]}: the data of {trained.folder} is not text")
     chunks: Iterator[bytes] = (tokenizer.spellings[token] if tokenizer else f" {token}".encode() for token in stream)

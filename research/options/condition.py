@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from research.contracts import contract
+from research.ranges import MAX_NESTING
 
 FUNCTIONS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Not: operator.not_,
@@ -38,8 +39,13 @@ class Condition:
             message = "is not a condition: compare keys with values, as optim == 'grokfast' and lr > 1e-3"
             raise ValueError(f"{setting}={source} {message}") from error
 
-    def _compile(self, node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
-        """Return a function of the values; collect the names. Raise SyntaxError or KeyError for other syntax, as calls."""
+    def _compile(self, node: ast.expr, depth: int = MAX_NESTING) -> Callable[[Mapping[str, Any]], Any]:
+        """Return a function of the values; collect the names.
+
+        Raise SyntaxError or KeyError for other syntax, as calls, and for parts of parts deeper than `depth`.
+        """
+        if not depth:
+            raise SyntaxError
         if name := to_dotted_key(node):
             self.names.add(name)
             return operator.itemgetter(name)
@@ -47,16 +53,19 @@ class Condition:
             case ast.Constant(value=value):
                 return lambda values: value
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
-                items = [self._compile(element) for element in elements]
+                items = [self._compile(element, depth - 1) for element in elements]
                 return lambda values: [item(values) for item in items]
             case ast.UnaryOp(op=op, operand=inner):
-                apply, operand = FUNCTIONS[type(op)], self._compile(inner)
+                apply, operand = FUNCTIONS[type(op)], self._compile(inner, depth - 1)
                 return lambda values: apply(operand(values))
             case ast.BoolOp(op=op, values=parts):
-                combine, conditions = FUNCTIONS[type(op)], [self._compile(part) for part in parts]
+                combine, conditions = FUNCTIONS[type(op)], [self._compile(part, depth - 1) for part in parts]
                 return lambda values: combine(condition(values) for condition in conditions)
             case ast.Compare(left=left, ops=ops, comparators=others):
-                comparisons, sides = [FUNCTIONS[type(op)] for op in ops], [self._compile(side) for side in (left, *others)]
+                comparisons, sides = (
+                    [FUNCTIONS[type(op)] for op in ops],
+                    [self._compile(side, depth - 1) for side in (left, *others)],
+                )
                 pairs = list(zip(comparisons, sides, sides[1:], strict=False))
                 return lambda values: all(compare(a(values), b(values)) for compare, a, b in pairs)
         raise SyntaxError
@@ -74,6 +83,8 @@ class Condition:
 
 def to_dotted_key(node: ast.expr) -> str:
     """Return the dotted key that a node spells, as optim.lr; empty for any other node."""
-    if isinstance(node, ast.Attribute) and (owner := to_dotted_key(node.value)):
-        return f"{owner}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else ""
+    parts = list[str]()
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""

@@ -93,10 +93,16 @@ def check_bytes(name: str, content: bytes) -> list[str]:
     return []
 
 
-def holds_itself(value: object, above: tuple[int, ...] = ()) -> bool:
+def holds_itself(value: object) -> bool:
     """Return whether a list or mapping is a part of itself, as by an alias."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return id(value) in above or any(holds_itself(item, (*above, id(value))) for item in inner if isinstance(item, list | dict))
+    left: list[tuple[object, tuple[int, ...]]] = [(value, ())]
+    while left:
+        item, above = left.pop()
+        if id(item) in above:
+            return True
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        left += [(part, (*above, id(item))) for part in inner if isinstance(part, list | dict)]
+    return False
 
 
 @contract

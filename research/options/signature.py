@@ -17,6 +17,8 @@ from research.options.renames import PLAIN_LOSS
 from research.options.source import MAX_DEPTH, Definition, Module, TargetError, UnresolvedError, find_definition, find_member
 from research.ranges import ANY, ValueType
 
+MAX_PARTS = 100  # of an annotation, with those of the names in it
+PLAIN_NAMES = {"int", "float", "bool", "str", "list", "tuple"}
 PARAMETERLESS_BASES = {"object", "Generic", "Protocol", "ABC"}  # bases that take no parameter
 
 
@@ -127,31 +129,46 @@ def _read_parameter(module: Module, name: str, annotation: ast.expr | None) -> P
     return Parameter(name, ast.unparse(annotation), tuple(_parse_value_types(module, annotation)))
 
 
-def _parse_value_types(module: Module, annotation: ast.expr, depth: int = MAX_DEPTH) -> list[ValueType]:
-    """Return the alternatives of an annotation."""
-    match annotation:
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _parse_value_types(module, left, depth) + _parse_value_types(module, right, depth)
-        case ast.Constant(value=None):
-            return [ValueType("null")]
-        case ast.Constant(value=str(text)):
-            return _parse_value_types(module, ast.parse(text, mode="eval").body, depth - 1) if depth else [ANY]
-        case ast.Name(id="int" | "float" | "bool" | "str" as name):
-            return [ValueType(name)]
-        case ast.Name(id="list" | "tuple") | ast.Subscript(value=ast.Name(id="list" | "tuple" | "Sequence")):
-            return [ValueType("list")]
-        case ast.Name(id=name):
-            return _resolve_alias(module, name, depth)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
-            choices = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return [ValueType("choice", choices=tuple(map(ast.literal_eval, choices)))]
-        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return [*_parse_value_types(module, inner, depth), ValueType("null")]
+def _parse_value_types(module: Module, annotation: ast.expr) -> list[ValueType]:
+    """Return the alternatives of an annotation; any value where its names lead to each other."""
+    types, left = list[ValueType](), [(module, annotation)]
+    for _ in range(MAX_PARTS):
+        if not left:
+            return types
+        home, node = left.pop()
+        match node:
+            case ast.BinOp(left=first, op=ast.BitOr(), right=second):
+                left += [(home, second), (home, first)]
+            case ast.Constant(value=str(text)):
+                left.append((home, ast.parse(text, mode="eval").body))
+            case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+                left += [(home, ast.Constant(None)), (home, inner)]
+            case ast.Name(id=name) if name not in PLAIN_NAMES:
+                resolved = _resolve_alias(home, name)
+                types += resolved if isinstance(resolved, list) else []
+                left += [resolved] if isinstance(resolved, tuple) else []
+            case _:
+                types += _parse_plain_type(node)
     return [ANY]
 
 
-def _resolve_alias(module: Module, name: str, depth: int) -> list[ValueType]:
-    """Return the alternatives of a name that stands for an annotation, in this module or another of ours.
+def _parse_plain_type(annotation: ast.expr) -> list[ValueType]:
+    """Return what a part of an annotation takes that holds no other one."""
+    match annotation:
+        case ast.Constant(value=None):
+            return [ValueType("null")]
+        case ast.Name(id="list" | "tuple") | ast.Subscript(value=ast.Name(id="list" | "tuple" | "Sequence")):
+            return [ValueType("list")]
+        case ast.Name(id=name):
+            return [ValueType(name)]
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            choices = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return [ValueType("choice", choices=tuple(map(ast.literal_eval, choices)))]
+    return [ANY]
+
+
+def _resolve_alias(module: Module, name: str) -> list[ValueType] | tuple[Module, ast.expr]:
+    """Return what a name takes that stands for an annotation; or that annotation, with the module it stands in.
 
     Other packages are not followed, as their files are long to parse.
     """
@@ -160,9 +177,9 @@ def _resolve_alias(module: Module, name: str, depth: int) -> list[ValueType]:
         return [*ranges.parse_annotation(getattr(ranges, name))]
     is_foreign = isinstance(statement, ast.ImportFrom) and not (statement.module or "").startswith("research")
     with suppress(UnresolvedError):
-        match find_member(module, name) if depth and not is_foreign else None:
+        match None if is_foreign else find_member(module, name):
             case (Module(name=ranges.__name__), _):
                 return [*ranges.parse_annotation(getattr(ranges, name))]
             case (Module() as home, ast.Assign(value=value)):
-                return _parse_value_types(home, value, depth - 1)
+                return home, value
     return [ANY]

@@ -50,10 +50,12 @@ Member = Module | Definition
 
 def _iter_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Yield the statements of the top level, and those inside its `if` and `try`."""
-    for statement in body:
+    left = [*reversed(body)]
+    while left:
+        statement = left.pop()
         yield statement
         if isinstance(statement, ast.If | ast.Try):
-            yield from _iter_statements([*statement.body, *statement.orelse])
+            left += reversed([*statement.body, *statement.orelse])
 
 
 def _list_bound_names(statement: ast.stmt) -> list[str]:
@@ -97,15 +99,21 @@ def drop_bodies(source: bytes) -> bytes:
 @contract
 def find_source(name: str) -> Path | None:
     """Return the source file of a module; an empty path for compiled code, None where there is no such module."""
-    parent, _, part = name.rpartition(".")
-    if not parent:
-        spec = importlib.util.find_spec(part) if part else None
-        return Path(spec.origin or "") if spec else None
-    home = find_source(parent)
-    if home is None or home.name != "__init__.py":
-        return None
-    folder, file = home.parent / part / "__init__.py", home.with_name(f"{part}.py")
-    return folder if folder.exists() else file if file.exists() else None
+    top, *parts = name.split(".")
+    home = find_package(top)
+    for part in parts:
+        if home is None or home.name != "__init__.py":
+            return None
+        folder, file = home.parent / part / "__init__.py", home.with_name(f"{part}.py")
+        home = folder if folder.exists() else file if file.exists() else None
+    return home
+
+
+@cache
+def find_package(name: str) -> Path | None:
+    """Return the source file of a module at the top; an empty path for compiled code, None where there is none."""
+    spec = importlib.util.find_spec(name) if name else None
+    return Path(spec.origin or "") if spec else None
 
 
 @cache

@@ -262,15 +262,26 @@ def find_study_settings(planned: dict[str, Any], overrides: list[Override]) -> s
 @contract
 def check_run(overrides: list[Override], sweep_lines: dict[str, str], wrong_groups: set[str]) -> list[str]:
     """Return the mistakes of one run; for groups whose option is wrong it has the default, which may fit to nothing."""
+    requested, mistakes = compose_run(overrides, sweep_lines)
+    if requested is None:  # our options are known to exist by now, so an option of Hydra's is at fault: go on without it
+        rest = [override for override in overrides if not override.key_or_group.startswith("hydra/")]
+        requested, more = compose_run(rest, sweep_lines) if len(rest) < len(overrides) else (None, [])
+        mistakes += more
+    return mistakes if requested is None else [*mistakes, *check_composed(requested, wrong_groups)]
+
+
+def compose_run(overrides: list[Override], sweep_lines: dict[str, str]) -> tuple[RequestedConfig | None, list[str]]:
+    """Return the configuration of a run, or None and the mistake for which Hydra cannot compose it."""
     try:
-        requested = RequestedConfig.from_overrides(overrides, sweep_lines)
+        return RequestedConfig.from_overrides(overrides, sweep_lines), []
     except HydraException as error:
         typed = " ".join(str(override.input_line) for override in overrides if chooses_option(override))
         text = re.split(r"\n(?:Config search path|Available options)", str(error.__cause__ or error))[0]
-        mistake = format_mistake(typed or "conf/", *text.splitlines())
-        # Our options are known to exist by now, so an option of Hydra's is at fault: check the rest without it.
-        rest = [o for o in overrides if not o.key_or_group.startswith("hydra/")]
-        return [mistake, *(check_run(rest, sweep_lines, wrong_groups) if len(rest) < len(overrides) else [])]
+        return None, [format_mistake(typed or "conf/", *text.splitlines())]
+
+
+def check_composed(requested: RequestedConfig, wrong_groups: set[str]) -> list[str]:
+    """Return the mistakes of a configuration that Hydra has composed."""
     requested.check_groups()
     requested.check_references()
     for prefix, settings in (("", "check.Globals"), ("resume.", "resume.Resume")):

@@ -59,15 +59,14 @@ class Arm:
     def best(self) -> Setting:
         """The setting whose mean over seeds is best, of those with the most seeds."""
         most = max(map(len, self.runs.values()))
-        values = {setting: self.get_values(self.monitor, setting).values() for setting in self.runs}
+        values = {setting: select_values(runs, self.monitor).values() for setting, runs in self.runs.items()}
         means = {setting: compute_mean(by_seed) for setting, by_seed in values.items() if len(by_seed) == most}
         return (max if higher_is_better(self.monitor, self.directions) else min)(means, key=means.__getitem__)
 
     @contract
     def get_values(self, metric: str, setting: Setting | None = None) -> dict[str, float]:
         """Return a metric by seed, at a setting or else at the best one."""
-        runs = self.runs[self.best if setting is None else setting]
-        return {seed: value for seed, run in runs.items() if (value := run.get(metric)) is not None}
+        return select_values(self.runs[self.best if setting is None else setting], metric)
 
     def format_best(self) -> str:
         """Return the best setting as text. A star marks the smallest and the largest of several numbers that were tried."""
@@ -78,6 +77,11 @@ class Arm:
             is_at_edge = len(numbers) > 1 and parse_number(value) in (min(numbers), max(numbers))
             texts.append(f"{key}={value}{'*' * is_at_edge}")
         return " ".join(texts)
+
+
+def select_values(runs: Mapping[str, Mapping[str, float | None]], metric: str) -> dict[str, float]:
+    """Return a metric by seed, of the runs that have it."""
+    return {seed: value for seed, run in runs.items() if (value := run.get(metric)) is not None}
 
 
 def split_keys(sweep: Sweep) -> tuple[list[str], list[str], list[str]]:

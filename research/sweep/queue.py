@@ -4,6 +4,7 @@ A lease is written right after `ask` and renewed by a thread. A dead trial keeps
 and its MLflow run: another process takes it over and resumes it.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -26,6 +27,7 @@ LACK_ATTR = "lack"  # what a trial lacks that goes on with the next start: room,
 LATE_ATTR = "late"  # the result that a process has reached after another one had taken the trial over
 TAKEOVER_WAIT = 1.0  # seconds in which two processes that take over the same trial notice each other
 LEASE_GRACE = 10.0  # seconds that a trial may be without a lease: its process writes one at once, or has died
+log = logging.getLogger(__name__)
 
 
 @contract
@@ -177,8 +179,8 @@ class Queue:
                 try:
                     if self._load_token(trial_id) == self.token and trial_id in self.held_trials:
                         self._write_lease(trial_id)
-                except Exception:  # an unreachable storage must not end the trial
-                    continue
+                except Exception as error:  # an unreachable storage must not end the trial
+                    log.debug("the lease of trial %d could not be renewed: %s", trial_id, error)
 
     def _get_lock_path(self, token: str) -> Path:
         return self.folder / ".alive" / token

@@ -6,13 +6,13 @@ They receive each job through the store that torchrun itself keeps: their proces
 import json
 import os
 from datetime import timedelta
-from itertools import count
 from typing import Any
 
 from research.contracts import contract
 from research.signals import get_launched_ranks
 
 END_MESSAGE = "end"
+MAX_MESSAGES = 1_000_000  # jobs of one sweep
 WAIT_TIMEOUT = timedelta(days=30)  # the first process may wait for trials of others
 
 
@@ -44,9 +44,10 @@ class Ranks:
 
     def follow(self, launcher: Any) -> None:
         """Launch what the first process launches, until it ends; the first process alone counts failed jobs."""
-        for index in count():
+        for index in range(MAX_MESSAGES):
             self.store.wait([str(index)], WAIT_TIMEOUT)
             job = json.loads(self.store.get(str(index)))
             if job == END_MESSAGE:
                 return
             launcher.launch(job[0], initial_job_idx=job[1])
+        raise ValueError(f"-m: a sweep on several processes has at most {MAX_MESSAGES:,} jobs\ngive a smaller n_trials")

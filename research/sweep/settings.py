@@ -157,13 +157,24 @@ def convert(settings_class: type[Settings], raw_settings: Mapping[str, Any], exa
 
 def convert_value(annotation: Any, value: Any) -> Any:
     """Return the value as a type has it. Raise TypeError for one that it does not take."""
-    kind, arguments = get_origin(annotation), get_args(annotation)
+    plain = strip_null(annotation)
+    if value is None and plain is not annotation:
+        return None
+    if get_origin(plain) is list and isinstance(value, list | tuple):
+        return [convert_item(get_args(plain)[0], item) for item in value]
+    return convert_item(plain, value)
+
+
+def strip_null(annotation: Any) -> Any:
+    """Return the type of an annotation that takes null too."""
+    return get_args(annotation)[0] if get_origin(annotation) in (Union, UnionType) else annotation
+
+
+def convert_item(annotation: Any, value: Any) -> Any:
+    """Return a value, or an item of a list, as a type has it. Raise TypeError for one that it does not take."""
+    kind = get_origin(annotation)
     if annotation is Any or (kind is dict and isinstance(value, dict)):
         return value
-    if kind is list and isinstance(value, list | tuple):
-        return [convert_value(arguments[0], item) for item in value]
-    if kind in (Union, UnionType):  # a type or null
-        return None if value is None else convert_value(arguments[0], value)
     if annotation is str and type(value) in (int, float):
         return str(value)  # a name of digits
     if kind in (dict, list) or not (value_type := to_value_type(annotation)).accepts(value):
@@ -184,9 +195,8 @@ def to_value_type(annotation: Any) -> ValueType:
 @contract
 def describe(annotation: Any) -> str:
     """Return what a type takes, in words."""
-    kind, arguments = get_origin(annotation), get_args(annotation)
-    if kind is dict:
-        return "keys and values"
-    if kind in (Union, UnionType):
-        return f"{describe(arguments[0])} or null"
-    return f"a list, each item {describe(arguments[0])}" if kind is list else str(to_value_type(annotation))
+    plain = strip_null(annotation)
+    kind, items = get_origin(plain), get_args(plain)
+    words = "keys and values" if kind is dict else ""
+    words = words or (f"a list, each item {to_value_type(items[0])}" if kind is list else str(to_value_type(plain)))
+    return f"{words} or null" if plain is not annotation else words

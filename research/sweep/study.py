@@ -124,12 +124,17 @@ def check_same_spec(name: str, saved: Any, requested: Any) -> None:
 @contract
 def find_differences(saved: Any, requested: Any, key: str = "") -> list[str]:
     """Return what differs between two specs, a line for each key."""
-    if isinstance(saved, dict) and isinstance(requested, dict):
-        keys = sorted({*saved, *requested})
-        return [line for k in keys for line in find_differences(saved.get(k), requested.get(k), f"{key}.{k}".lstrip("."))]
-    if isinstance(saved, list) and isinstance(requested, list) and sorted(map(str, saved)) != sorted(map(str, requested)):
-        saved, requested = [x for x in saved if x not in requested], [x for x in requested if x not in saved]
-    return [] if saved == requested else [f"{key} was {saved}, is {requested}"]
+    lines, left = list[str](), [(key, saved, requested)]
+    while left:
+        key, old, new = left.pop()
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = sorted({*old, *new}, reverse=True)
+            left += [(f"{key}.{name}".lstrip("."), old.get(name), new.get(name)) for name in names]
+            continue
+        if isinstance(old, list) and isinstance(new, list) and sorted(map(str, old)) != sorted(map(str, new)):
+            old, new = [item for item in old if item not in new], [item for item in new if item not in old]
+        lines += [] if old == new else [f"{key} was {old}, is {new}"]
+    return lines
 
 
 @contract

@@ -84,13 +84,16 @@ def get_user() -> str:
 
 
 @contract
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings as dotted keys, without those that do not affect the training."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in (*OUTER_KEYS, "name", "callbacks"):
-            continue
-        flat |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    flat = dict[str, Any]()
+    left = [(key, value) for key, value in [*config.items()][::-1] if key not in (*OUTER_KEYS, "name", "callbacks")]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{key}.{name}", inner) for name, inner in reversed(value.items())]
+        else:
+            flat[key] = value
     return flat
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from research.cli import announce_wait, redact
 from research.contracts import contract
 from research.options.targets import locate_target
+from research.ranges import MAX_NESTING
 from research.run_dir import expand_path
 from research.tracking.journal import Journal
 
@@ -164,17 +165,20 @@ def open_database(url: str) -> "BaseStorage":
 
 
 @contract
-def instantiate_spec(spec: Any, setting: str) -> Any:
+def instantiate_spec(spec: Any, setting: str, depth: int = MAX_NESTING) -> Any:
     """Return the object that a `_target_` node makes, nested nodes first; return any other value as it is.
 
     It is not `load.instantiate`: Hydra's takes no optional arguments away, and that room is above this one. Both ask
     `targets.locate_target`. Arguments that are None are left out, so the target's own default holds. Raise ValueError, naming
-    the setting, for a target that may not be named.
+    the setting, for a target that may not be named, and for nodes nested deeper than `depth`.
     """
+    if not depth:
+        raise ValueError(f"{setting}: its nodes are nested {MAX_NESTING} deep\ngive a target that makes the inner ones")
     if isinstance(spec, list):
-        return [instantiate_spec(item, setting) for item in spec]
+        return [instantiate_spec(item, setting, depth - 1) for item in spec]
     if not isinstance(spec, dict):
         return spec
     build = locate_target(f"{setting}._target_", str(spec["_target_"])) if "_target_" in spec else dict
     settings = {key: value for key, value in spec.items() if value is not None and key not in ("_target_", "_partial_")}
-    return forget_snapshots(build(**{key: instantiate_spec(value, f"{setting}.{key}") for key, value in settings.items()}))
+    arguments = {key: instantiate_spec(value, f"{setting}.{key}", depth - 1) for key, value in settings.items()}
+    return forget_snapshots(build(**arguments))

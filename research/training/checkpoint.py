@@ -25,6 +25,7 @@ from torch.utils.serialization import config as serialization
 
 from research.cli import first_line
 from research.contracts import contract
+from research.ranges import MAX_NESTING
 from research.run_dir import parse_step, sync, to_run_folder
 from research.training import distributed, sharding
 from research.training.files import HashingFile, open_hashed, remove
@@ -241,10 +242,13 @@ def load_newest(path: Path, until: float = math.inf, setting: str = "resume") ->
     raise ValueError(f"{setting}={path}: no usable checkpoint ({reasons}); {fix}")
 
 
-def copy_to_host(value: Any) -> Any:
-    """Copy tensors at any depth of containers to the host, so that training can continue meanwhile."""
+def copy_to_host(value: Any, depth: int = MAX_NESTING) -> Any:
+    """Copy tensors in containers to the host, so that training can continue meanwhile. Raise ValueError below `depth`."""
+    if not depth:
+        raise ValueError(f"a state has containers in containers {MAX_NESTING} deep: state_dict() must return a flatter one")
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: copy_to_host(inner) for key, inner in value.items()}
-    return type(value)(map(copy_to_host, value)) if isinstance(value, list | tuple | set) else value
+        return {key: copy_to_host(inner, depth - 1) for key, inner in value.items()}
+    is_group = isinstance(value, list | tuple | set)
+    return type(value)(copy_to_host(inner, depth - 1) for inner in value) if is_group else value

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def retry_on_oom(work: Callable[[], Result], state: State) -> Result:
     """Return what `work` returns; where memory runs out, try again with micro-batches of half as many samples."""
-    while True:
+    for _ in range(1 + state.info.batch_size.bit_length()):  # as often as a batch can be halved
         try:
             return work()
         except RuntimeError as error:  # torch has a class for GPUs alone
@@ -29,6 +29,7 @@ def retry_on_oom(work: Callable[[], Result], state: State) -> Result:
                 raise
             message = str(error)
         halve_micro_batch(state, message)  # here, where the tensors of what failed are free
+    raise AssertionError("a micro-batch of less than one sample")  # halve_micro_batch has refused it before
 
 
 def halve_micro_batch(state: State, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -23,6 +24,8 @@ from research.ranges import check_partial
 from research.signals import get_launched_ranks
 from research.training.evaluate import list_metrics
 from research.training.state import Callback
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1024  # samples whose targets are counted at a time
 TRIED = 64  # samples among which some of other targets are looked for
@@ -182,10 +185,13 @@ def try_loss(loss: Loss, data: Dataset[Any], shape: tuple[int, ...]) -> None:
     y = y[sorted(first.values())[:3]]
     logits = torch.randn(len(y), *shape, generator=torch.Generator().manual_seed(0)).to(y.device).requires_grad_()
     whole = again = apart = torch.zeros(())
-    with suppress(Exception), torch.random.fork_rng(devices=[]):
-        loss = copy.deepcopy(loss)  # it may count its calls
-        whole, again = loss(logits, y), loss(logits, y)
-        apart = torch.cat([loss(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loss = copy.deepcopy(loss)  # it may count its calls
+            whole, again = loss(logits, y), loss(logits, y)
+            apart = torch.cat([loss(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+    except Exception as error:  # a user's own may raise any
+        log.debug("the loss was not tried: %s", error)
     if whole.numel() > 1 and not whole.requires_grad:
         fix = "compute it from the logits by functions with a gradient, without argmax, detach and comparisons"
         raise ValueError(f"loss: {locate(loss)}: its numbers have no gradient\n{fix}")
@@ -216,8 +222,10 @@ def try_metric(name: str, metric: Metric, logits: Tensor, targets: Tensor) -> No
         raise ValueError(f"{reason}\nleave it out with ~metrics.{name}, or give other metrics") from error
     number: object = 0.0
     if isinstance(metric, RowMetric):
-        with suppress(Exception):  # of one sample it may have none
+        try:
             number = metric.compute(metric.join_rows([metric]))
+        except Exception as error:  # of one sample it may have none
+            log.debug("metrics.%s was not computed: %s", name, error)
         metric.to_number(number)
 
 

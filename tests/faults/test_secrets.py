@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from program import ROOT, TINY, make_environment, run
 
-from research.cli import HIDDEN, RedactedRecord, first_line, print_message, print_traceback, redact
+from research.cli import HIDDEN, RedactedRecord, first_line, print_message, redact, redact_output
 from research.report.report import rebuild_report
 from research.run import redact_hydra_files
 from research.tracking.mlflow_store import choose_uri
@@ -177,18 +178,19 @@ def test_a_full_error_hides_the_password(tmp_path: Path, name: str) -> None:
 def test_what_is_logged_or_printed_is_redacted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"http://me:{PASSWORD}@host"
     handler = logging.FileHandler(tmp_path / "train.log")
-    logger, before = logging.getLogger("secrets"), logging.getLogRecordFactory()
+    logger, before, hook = logging.getLogger("secrets"), logging.getLogRecordFactory(), sys.excepthook
     logger.addHandler(handler)
-    logging.setLogRecordFactory(RedactedRecord)
+    redact_output()
     try:
         try:
             raise ValueError(f"{url} does not answer")
         except ValueError as error:
             logger.warning("at %s", url, exc_info=True)
-            print_traceback(type(error), error, error.__traceback__)
+            sys.excepthook(type(error), error, error.__traceback__)
             print_message(first_line(error))
     finally:
         logging.setLogRecordFactory(before)
+        sys.excepthook = hook
         logger.removeHandler(handler)
         handler.close()
     for text in ((tmp_path / "train.log").read_text(), capsys.readouterr().err):

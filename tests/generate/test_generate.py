@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -219,16 +219,12 @@ class CountingDecoder(Decoder):
         return torch.nn.functional.one_hot(torch.tensor(len(self.fed_tokens[-1])), 10).float()
 
 
-def take(stream: Iterator[int], count: int) -> list[int]:
-    return [next(stream) for _ in range(count)]
-
-
 def test_a_full_model_continues_from_its_second_half() -> None:
     decoder = CountingDecoder()
-    assert take(iter_tokens(decoder, [0] * 3, 8, Sampler(0.0)), 7) == [3, 4, 5, 6, 7, 8, 4]
+    assert list(iter_tokens(decoder, [0] * 3, 8, Sampler(0.0), 7)) == [3, 4, 5, 6, 7, 8, 4]
     assert decoder.fed_tokens[1] == [5, 6, 7, 8]
     decoder = CountingDecoder()
-    take(iter_tokens(decoder, list(range(20)), 8, Sampler(0.0)), 1)
+    list(iter_tokens(decoder, list(range(20)), 8, Sampler(0.0), 1))
     assert decoder.fed_tokens == [list(range(12, 20))]
 
 

@@ -24,8 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, at its i
 
 
 def take(model: Hub, prompt: list[int], count: int) -> list[int]:
-    stream = iter_tokens(HubDecoder(model), prompt, model.max_seq_len, Sampler(temperature=0))
-    return [next(stream) for _ in range(count)]
+    return list(iter_tokens(HubDecoder(model), prompt, model.max_seq_len, Sampler(temperature=0), count))
 
 
 def generate_greedily(net: Any, prompt: list[int], count: int) -> list[int]:
