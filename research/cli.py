@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from research import ranges, signals
+from research.contracts import contract
 
 T = TypeVar("T")
 HIDDEN = "***"
@@ -210,6 +211,7 @@ def print_message(text: str, stream: TextIO | None = None) -> None:
 
 
 @contextmanager
+@contract
 def announce_wait(reason: str, seconds: float = 2.0) -> Iterator[None]:
     """Say what is waited for, once the block has taken `seconds`."""
     timer = threading.Timer(seconds, print_message, [f"waiting for {reason}"])
@@ -283,6 +285,7 @@ def get_message(error: BaseException) -> str:
         return ""
 
 
+@contract
 def format_duration(seconds: float) -> str:
     """Return a time for people in its two largest units: 3.2 s, 45 s, 3 min 20 s, 2 h 05 min or 1 d 04 h."""
     if (rounded := round(seconds)) < 60:

@@ -33,8 +33,9 @@ from research.preflight.requested import PARTIAL_NODES
 from research.run_dir import TOKENIZER_FOLDER, expand_path, list_checkpoints, read_summary, to_run_folder
 from research.tracking.find import RUN_HINT, find_run
 from research.training import checkpoint
+from research.training.checkpoint import describe_structure
 from research.training.digests import hash_folder
-from research.training.snapshot import describe_structure, load_weights
+from research.training.snapshot import load_weights
 
 TEXT_TARGETS = ("research.data.text.text", "research.data.pairs.pairs")  # whose runs of bytes may lack TOKENIZER_FOLDER
 log = logging.getLogger(__name__)

@@ -189,18 +189,3 @@ def is_of_json_type(value: object, kind: Any) -> bool:
 def repr_value(value: object) -> str:
     """Return a value as one types it."""
     return json.dumps(value, default=repr, ensure_ascii=False)
-
-
-def is_prime(p: int) -> bool:
-    """Return whether p is prime. By trial division, as p is small."""
-    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
-
-
-def find_divisor(of: int, near: int) -> int:
-    """Return the divisor of `of` nearest to `near`."""
-    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - near))
-
-
-def find_multiple(of: int, near: int) -> int:
-    """Return the multiple of `of`, at least `of` itself, nearest to `near`."""
-    return of * max(1, round(near / of))

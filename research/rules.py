@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from research import ranges
 from research.cli import UNPRINTABLE
 from research.contracts import contract
 from research.ranges import Fraction, Fractions, NonNegativeFloat, describe_mistake, parse_annotation
@@ -91,8 +90,8 @@ def check_heads(dim: int, heads: int, rotary: bool) -> Conflict | None:
     if dim % (pairs * heads) == 0:
         return None
     why = f"fit model.dim={dim}: rotary heads need an even dim / heads" if rotary else f"divide model.dim={dim}"
-    other = f" or model.heads={ranges.find_divisor(dim // pairs, heads)}" if dim % pairs == 0 else ""
-    fix = f"give model.dim={ranges.find_multiple(pairs * heads, dim)}{other}"
+    other = f" or model.heads={find_divisor(dim // pairs, heads)}" if dim % pairs == 0 else ""
+    fix = f"give model.dim={find_multiple(pairs * heads, dim)}{other}"
     return Conflict(("model.dim", "model.heads"), f"model.heads={heads} does not {why}", fix)
 
 
@@ -102,7 +101,7 @@ def check_kv_heads(heads: int, kv_heads: int) -> Conflict | None:
     if heads % kv_heads == 0:
         return None
     message = f"model.kv_heads={kv_heads} does not divide model.heads={heads}"
-    return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={ranges.find_divisor(heads, kv_heads)}")
+    return Conflict(("model.kv_heads", "model.heads"), message, f"give model.kv_heads={find_divisor(heads, kv_heads)}")
 
 
 @contract
@@ -117,9 +116,9 @@ def check_document_mask(document_mask: bool, end: int) -> Conflict | None:
 @contract
 def check_prime(operation: str, p: int) -> Conflict | None:
     """Return the conflict where residues lack an inverse: modulo a prime, and only then, each but zero has one."""
-    if operation != "/" or ranges.is_prime(p):
+    if operation != "/" or is_prime(p):
         return None
-    nearest = min(filter(ranges.is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
+    nearest = min(filter(is_prime, range(2, 2 * p + 2)), key=lambda q: abs(q - p))
     message = f"data.p={p} is not prime: data.operation=/ needs a prime modulus"
     return Conflict(("data.p", "data.operation"), message, f"give data.p={nearest}")
 
@@ -160,7 +159,7 @@ def check_callback_every(callback: str, every: int, log_every: int, eval_every: 
         return None
     key = f"callbacks.{callback}.every"
     message = f"{key}={every} is a multiple neither of trainer.log_every={log_every} nor of trainer.eval_every={eval_every}"
-    return Conflict((key, "trainer.log_every"), message, f"give {key}={ranges.find_multiple(log_every, every)}")
+    return Conflict((key, "trainer.log_every"), message, f"give {key}={find_multiple(log_every, every)}")
 
 
 @contract
@@ -205,7 +204,7 @@ def check_group_size(group_size: int, in_features: int) -> Conflict | None:
     if in_features % group_size == 0:
         return None
     message = f"model.linear.granularity={group_size} does not divide the {in_features} inputs of a layer"
-    fix = f"give model.linear.granularity={ranges.find_divisor(in_features, group_size)}, tensor or channel"
+    fix = f"give model.linear.granularity={find_divisor(in_features, group_size)}, tensor or channel"
     return Conflict(("model.linear.granularity",), message, fix)
 
 
@@ -234,3 +233,21 @@ def check_fractions(val_fraction: float, test_fraction: float) -> Conflict | Non
         return None
     message = f"data.val_fraction={val_fraction:g} and data.test_fraction={test_fraction:g} leave nothing to train on"
     return Conflict(("data.val_fraction", "data.test_fraction"), message, "give fractions whose sum is below 1")
+
+
+@contract
+def is_prime(p: int) -> bool:
+    """Return whether p is prime. By trial division, as p is small."""
+    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
+
+
+@contract
+def find_divisor(of: int, near: int) -> int:
+    """Return the divisor of `of` nearest to `near`."""
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - near))
+
+
+@contract
+def find_multiple(of: int, near: int) -> int:
+    """Return the multiple of `of`, at least `of` itself, nearest to `near`."""
+    return of * max(1, round(near / of))

@@ -14,6 +14,7 @@ from research.compliance.rules import RULES, Inputs, run_rules
 from research.compliance.sarif import format_sarif
 from research.compliance.score import BY_NAME, Report, make_report
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.tree import Tree, find_package, read_tree
 
 FORMATS: Mapping[str, Callable[[Report, Options], str]] = {
@@ -25,6 +26,7 @@ FORMATS: Mapping[str, Callable[[Report, Options], str]] = {
 NOTICE_DAYS = 30  # before a deviation expires, a note says so
 
 
+@contract
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report of a tree. Return 0 where the level is reached, 1 where it is not, 2 where the command is wrong."""
     args = make_parser().parse_args(arguments)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.results import read_mypy
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name
 from research.compliance.syntax.tree import Module, Tree
 
@@ -21,6 +22,7 @@ BLANKET = re.compile(
 SILENCERS = {"filterwarnings", "simplefilter"}
 
 
+@contract
 def check(tree: Tree, mypy_lines: Sequence[str] | None = None) -> RuleResult:
     """Return the files in which an analyser finds something, or where it is told to look away."""
     errors, (lints, note) = read_mypy(mypy_lines or (), tree.root), run_ruff(tree)

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.dotted import list_module_names
 from research.compliance.syntax.tree import Module, Tree
 
@@ -12,6 +13,7 @@ MAX_STEPS = 2
 OWN = {"self", "cls"}
 
 
+@contract
 def check(tree: Tree) -> RuleResult:
     """Return the chains of attributes and subscripts that reach too far."""
     findings, units = list[Finding](), 0
@@ -40,6 +42,7 @@ def iter_chains(module: Module) -> Iterator[ast.Attribute | ast.Subscript]:
             yield node
 
 
+@contract
 def count_steps(node: ast.expr, modules: set[str]) -> int:
     """Return how many steps a chain takes from its first object. Names of modules, self and cls are no steps."""
     names = list[str]()

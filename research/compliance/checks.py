@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.results import is_nothing
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.enforced import Enforcement
 from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
 from research.compliance.syntax.tree import Tree
@@ -24,6 +25,7 @@ CHECKERS = ("check", "require", "validate", "ensure", "verify", "refuse", "enfor
 FIX = "raise an error for what it cannot take (an assert goes away under python -O)"
 
 
+@contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the public functions with fewer than two checks, and all checks that cannot fail."""
     visibility, findings, units, conforming = Visibility(tree), list[Finding](), 0, 0

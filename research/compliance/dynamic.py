@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name, list_functions, walk_own
 from research.compliance.syntax.tree import Module, Tree
 
@@ -13,6 +14,7 @@ DYNAMIC = {"getattr": 1, "setattr": 1, "delattr": 1, "__import__": 0, "import_mo
 Fault = tuple[int, str, bool]
 
 
+@contract
 def check(tree: Tree) -> RuleResult:
     """Return the functions and module bodies whose meaning is only known when they run."""
     findings, units = list[Finding](), 0
@@ -57,6 +59,7 @@ def list_evaluators(module: Module) -> set[str]:
     return names
 
 
+@contract
 def get_text(node: ast.expr) -> str:
     """Return the constant name that a getattr reads; empty for anything else."""
     is_getattr = isinstance(node, ast.Call) and get_last_name(node) == "getattr" and len(node.args) > 1

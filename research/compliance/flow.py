@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import Function, FunctionNode, list_functions
 from research.compliance.syntax.tree import Module, Tree
 
@@ -21,6 +22,7 @@ BRANCHES = ast.If | ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler | ast
 LISTS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
+@contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the functions that call themselves, branch too often or nest too deep. A lambda counts where it calls itself."""
     findings, units = list[Finding](), 0
@@ -37,6 +39,7 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
     return RuleResult(RULE, units, sorted(findings))
 
 
+@contract
 def report(function: Function, message: str, is_critical: bool = False) -> Finding:
     """Return a finding about a function."""
     return Finding(function.module.path, function.node.lineno, RULE, function.unit, message, is_critical)

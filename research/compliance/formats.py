@@ -10,6 +10,7 @@ from research.compliance.findings import Finding
 from research.compliance.output import to_printable
 from research.compliance.rules import NO_RULE, RULES
 from research.compliance.score import BY_NAME, Report, explain_level, to_text
+from research.compliance.syntax.contract import contract
 
 VERSION = 1  # of the JSON
 COLUMNS = "{:>4} {:<24} {:<20} {:>8} {:>11} {:>7} {:>9}"
@@ -23,11 +24,13 @@ class Options:
     findings: int = 20  # a rule, of text and annotations
 
 
+@contract
 def to_path(report: Report, path: str) -> str:
     """Return a path of a tree as it is seen from the folder where the program runs."""
     return normpath(join(report.root, path))
 
 
+@contract
 def limit(findings: Iterable[Finding], options: Options) -> tuple[list[Finding], Counter[int]]:
     """Return the first findings of each rule, and how many of each are left out."""
     shown, seen = list[Finding](), Counter[int]()
@@ -39,12 +42,14 @@ def limit(findings: Iterable[Finding], options: Options) -> tuple[list[Finding],
     return shown, seen
 
 
+@contract
 def format_text(report: Report, options: Options) -> str:
     """Return a report for people: the rules, the findings, deviations, excluded files, and the score in the last line."""
     blocks = [format_table(report), *format_findings(report, options), format_deviations(report), format_excluded(report)]
     return "\n\n".join([block for block in blocks if block] + [format_score(report, options)])
 
 
+@contract
 def format_table(report: Report) -> str:
     """Return the table of the rules."""
     lines = [COLUMNS.format("rule", "name", "unit", "units", "conforming", "score", "findings")]
@@ -103,6 +108,7 @@ def format_score(report: Report, options: Options) -> str:
     return f"{start}{reached}level {options.level} not reached: {'; '.join(reasons)}"
 
 
+@contract
 def format_json(report: Report, options: Options) -> str:
     """Return a report as one JSON object with all findings. Its names are a promise: `version` counts their changes."""
     content = {
@@ -142,6 +148,7 @@ def format_json(report: Report, options: Options) -> str:
     return json.dumps(content, indent=1)
 
 
+@contract
 def to_dict(finding: Finding) -> dict[str, object]:
     """Return a finding as JSON has it."""
     return {
@@ -154,6 +161,7 @@ def to_dict(finding: Finding) -> dict[str, object]:
     }
 
 
+@contract
 def format_github(report: Report, options: Options) -> str:
     """Return workflow commands that annotate a change on GitHub: errors for what is critical, warnings, and the score."""
     shown, _ = limit(sorted(report.findings, key=lambda finding: not finding.is_critical), options)

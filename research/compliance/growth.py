@@ -22,6 +22,7 @@ from research.compliance.syntax.containers import (
     list_known_keys,
     list_targets,
 )
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import Function, get_last_name, is_none, list_functions
 from research.compliance.syntax.names import Class, to_key
 from research.compliance.syntax.tree import Module, Tree
@@ -87,6 +88,7 @@ class Reader:
         """Return the nodes of a function that matter here."""
         return self.nodes[id(function.node)]
 
+    @contract
     def list_bound(self, function: Function) -> set[str]:
         """Return the names that a function binds itself."""
         return self.graph.bound[f"{self.module.name}.{to_key(function)}"]
@@ -132,6 +134,7 @@ class Reader:
         return containers - {""}
 
 
+@contract
 def list_settings(body: list[ast.stmt]) -> list[Setting]:
     """Return what the statements of a class or a module set names to."""
     settings = list[Setting]()
@@ -156,6 +159,7 @@ def find_aliases(nodes: list[ast.AST]) -> dict[str, str]:
     return {target.id: name for target, value in pairs if isinstance(target, ast.Name) and (name := get_attribute(value, {}))}
 
 
+@contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the methods and functions that make a container grow which nothing empties or bounds."""
     readers = {module.name: Reader(module, graph) for module in tree.modules}
@@ -198,6 +202,7 @@ def judge_attributes(readers: dict[str, Reader], graph: CallGraph, function: Fun
                 yield getattr(node, "lineno", 0), f"self.{name} grows ({act}) and nothing empties or bounds it; {FIX}"
 
 
+@contract
 def is_known(node: ast.AST, known: set[str]) -> bool:
     """Return whether a node only replaces items that are there already."""
     return isinstance(node, ast.Assign) and all(ast.unparse(target) in known for target in list_targets(node))
@@ -209,6 +214,7 @@ def find_stores(readers: dict[str, Reader], graph: CallGraph, owner: Class) -> I
         yield readers[kind.module].classes.get(kind.name, Store())
 
 
+@contract
 def grows(stores: list[Store], name: str, act: str) -> bool:
     """Return whether an act makes a container of that name larger, as far as its kind is known."""
     kinds = [store.kinds[name] for store in stores if name in store.kinds]

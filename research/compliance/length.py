@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import Visibility, get_last_name
 from research.compliance.syntax.tree import Module, Tree
 
@@ -25,6 +26,7 @@ PART = re.compile(rf"_?({WORDS})?_?\d*|_[a-z]")  # what a split function adds to
 PART_END = re.compile(rf"_({WORDS})?_?\d*$|\d+$")
 
 
+@contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the functions that are too long. Parts of a function that was split to pass count as one unit with it."""
     sizes = {key: size for module in tree.modules for key, size in measure_module(module, graph).items()}
@@ -43,12 +45,14 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
     return RuleResult(RULE, len(totals), sorted(findings))
 
 
+@contract
 def explain(key: str, parts: Counter[str], homes: dict[str, str]) -> str:
     """Return what else a function's lines include, as text; empty where there is nothing."""
     names = [part.rpartition(".")[2] for part in homes if follow(part, homes) == key]
     return f" with {', '.join(names[:3])}, which {'are parts' if parts[key] > 2 else 'is a part'} of it" if names else ""
 
 
+@contract
 def follow(key: str, homes: dict[str, str]) -> str:
     """Return the function that a part of a part of a function belongs to."""
     for _ in range(len(homes)):
@@ -148,6 +152,7 @@ def is_inner(graph: CallGraph, caller: str, callees: set[str]) -> bool:
     return bool(inner) and sum(node.id in names for node in around) == 1
 
 
+@contract
 def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, call: ast.Call) -> bool:
     """Return whether a function that is called once is only a part of its caller."""
     function = graph.functions[callee]

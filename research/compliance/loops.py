@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.bounds import Judge
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.endless import COMPREHENSIONS, Endless, find_assigned, find_generators, is_same_for_ever
 from research.compliance.syntax.folding import get_truth
 from research.compliance.syntax.functions import Function, FunctionNode, get_last_name
@@ -34,6 +35,7 @@ class Scope:
     endless: Endless
     values: dict[str, ast.expr]  # of the names that the function or the module sets once
 
+    @contract
     def report(self, node: ast.AST, message: str, is_critical: bool) -> Finding:
         """Return a finding about a loop."""
         line = getattr(node, "lineno", 1)
@@ -41,6 +43,7 @@ class Scope:
         return Finding(self.module.path, line, RULE, f"{unit}:{line}", message, is_critical)
 
 
+@contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the loops without a bound, and the comprehensions over what never ends."""
     units, findings = 0, list[Finding]()

@@ -6,20 +6,25 @@ import os
 import sys
 from typing import NoReturn
 
+from research.compliance.syntax.contract import contract
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without the usage."""
 
+    @contract
     def error(self, message: str) -> NoReturn:
         """End the program with one line and the exit code 2."""
         self.exit(2, to_printable(f"error: {message}") + "\n")
 
 
+@contract
 def to_printable(text: str) -> str:
     """Return a text in one line, control characters and broken ones as escapes: names of files may hold any."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+@contract
 def warn(text: str) -> None:
     """Print one line to stderr."""
     print(to_printable(text), file=sys.stderr)
@@ -32,6 +37,7 @@ def escape_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+@contract
 def write(text: str) -> bool:
     """Print the result. Return whether it could be written; a reader that has gone, as head, is no error."""
     try:

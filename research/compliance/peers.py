@@ -15,6 +15,7 @@ from research.compliance.output import Parser, warn, write
 from research.compliance.rules import RULES, Inputs, run_rules
 from research.compliance.score import Report, to_text
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import list_functions
 from research.compliance.syntax.tree import iter_files, read_tree
 
@@ -38,6 +39,7 @@ class Peer:
     rules: dict[int, float]  # number -> score
 
 
+@contract
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of peers, or one line of JSON. Return 0, or 2 where no package can be read."""
     parser = Parser(prog="python -m research.compliance.peers", description="The same rules over other packages.")
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if is_written else 2
 
 
+@contract
 def find_source(name: str) -> Path | None:
     """Return the folder or file of an installed package, without importing it; None where there is none with Python files."""
     top, _, rest = name.partition(".")
@@ -84,6 +87,7 @@ def has_source(path: Path) -> bool:
     return any(iter_files(path)) if path.is_dir() else path.is_file() and path.suffix == ".py"
 
 
+@contract
 def measure(name: str, path: Path, numbers: Sequence[int]) -> Peer:
     """Return the scores of a package. Raise ValueError where it has no file of Python."""
     tree = read_tree(path)
@@ -93,6 +97,7 @@ def measure(name: str, path: Path, numbers: Sequence[int]) -> Peer:
     return Peer(name, lines, functions, report.mean, report.floor, {result.rule: result.score for result in report.results})
 
 
+@contract
 def format_table(peers: Sequence[Peer], numbers: Sequence[int]) -> str:
     """Return peers as a table of Markdown, below a line that says over which rules the mean is."""
     head = ["package", "lines", "functions", "mean", "floor", *(f"R{number}" for number in numbers)]

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 from research.compliance.findings import Finding, RuleResult
+from research.compliance.syntax.contract import contract
 
 REGISTER_FILE = "compliance.toml"
 VERSION = 1
@@ -28,6 +29,7 @@ class Scope:
     rules: frozenset[int]
     prefix: str = ""  # of the units: a package or a module; empty where it is all
 
+    @contract
     def covers(self, rule: int, unit: str) -> bool:
         """Return whether a unit was looked at under a rule."""
         return rule in self.rules and f"{unit}.".startswith(f"{self.prefix}." if self.prefix else "")
@@ -86,6 +88,7 @@ class Outcome:
     entries: int = 0  # of this scope
 
 
+@contract
 def read_register(path: Path, name: str = REGISTER_FILE) -> Register:
     """Return the register of a file; findings call it `name`. What is wrong with it becomes findings, nothing is raised."""
     try:
@@ -114,6 +117,7 @@ def explain_head(content: Mapping[str, object], is_list: bool) -> list[str]:
     return problems
 
 
+@contract
 def apply_register(register: Register, results: Sequence[RuleResult], scope: Scope, today: date) -> Outcome:
     """Return results without the findings that valid entries excuse, and what is wrong with the other entries."""
     matches = find_matches(results)
@@ -195,6 +199,7 @@ def check_unit(value: object) -> str:
     return "" if is_unit else "is no unit; write it exactly as the finding has it, without wildcards"
 
 
+@contract
 def check_text(value: object) -> str:
     """Return what is wrong with a text; empty where nothing is."""
     return "" if isinstance(value, str) and any(char.isalnum() for char in value) else "is empty or no text"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
 from research.compliance.syntax.tree import Tree
 
@@ -16,6 +17,7 @@ NOTHING = {"None", "NoReturn", "Never", "Self"}  # a result that may be dropped:
 MYPY_LINE = re.compile(r"(?P<path>[^:\n]+\.py):(?P<line>\d+)(?::\d+)*: error: ")
 
 
+@contract
 def check(tree: Tree, graph: CallGraph, mypy_lines: Sequence[str] | None = None) -> RuleResult:
     """Return the public functions without types, the results that are dropped, and the exceptions that are swallowed."""
     visibility, errors = Visibility(tree), read_mypy(mypy_lines or (), tree.root)
@@ -39,6 +41,7 @@ def check(tree: Tree, graph: CallGraph, mypy_lines: Sequence[str] | None = None)
     return RuleResult(RULE, units, findings)
 
 
+@contract
 def read_mypy(lines: Sequence[str], root: Path) -> dict[str, set[int]]:
     """Return the lines with an error of each file of a tree in mypy's own report.
 
@@ -99,6 +102,7 @@ def is_broad(node: ast.expr | None) -> bool:
     return any(part is None or get_last_name(part) in BROAD for part in parts)
 
 
+@contract
 def is_nothing(statement: ast.stmt) -> bool:
     """Return whether a statement does nothing about an exception."""
     if isinstance(statement, ast.Return):

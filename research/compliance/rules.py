@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from research.compliance import analysers, chains, checks, dynamic, flow, growth, length, loops, results, scope
 from research.compliance.findings import RuleResult
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.tree import Tree
 
 
@@ -109,6 +110,7 @@ NO_RULE = Rule(
 )
 
 
+@contract
 def run_rules(inputs: Inputs, numbers: Iterable[int] = RULES) -> tuple[RuleResult, ...]:
     """Return what rules say, in the order of their numbers. Raise ValueError where a number is none of a rule."""
     chosen = sorted({*numbers})

@@ -7,11 +7,13 @@ from research.compliance.findings import Finding
 from research.compliance.formats import Options, to_path
 from research.compliance.rules import NO_RULE, RULES, Rule
 from research.compliance.score import Report
+from research.compliance.syntax.contract import contract
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 HELP = "docs/power-of-ten.md has what the rule is for, and what was weighed against it."
 
 
+@contract
 def format_sarif(report: Report, options: Options) -> str:
     """Return a report as a SARIF log of one run. Findings that a deviation excuses are in it, suppressed."""
     results = [to_result(report, finding) for finding in report.findings]

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name, list_functions
 from research.compliance.syntax.tree import Module, Tree
 
@@ -13,6 +14,7 @@ MUTATORS = {"append", "extend", "add", "update", "insert", "setdefault", "pop", 
 LITERALS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 
 
+@contract
 def check(tree: Tree) -> RuleResult:
     """Return the functions and the bindings of modules whose state is wider than it needs to be."""
     findings, units = list[Finding](), 0

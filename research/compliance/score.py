@@ -8,6 +8,7 @@ from statistics import fmean
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.register import MAX_SHARE, Deviation, Outcome
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.tree import Tree
 
 ALL_RULES = frozenset(range(11))
@@ -87,6 +88,7 @@ class Report:
         reached = [level.name for level in LEVELS if not explain_level(self, level)]
         return reached[-1] if reached else ""
 
+    @contract
     def reaches(self, name: str) -> bool:
         """Return whether the level of that name is reached. Raise ValueError where there is none of that name."""
         if name not in BY_NAME:
@@ -94,6 +96,7 @@ class Report:
         return not explain_level(self, BY_NAME[name])
 
 
+@contract
 def explain_level(report: Report, level: Level) -> list[str]:
     """Return why a level is not reached; nothing where it is."""
     reasons = []
@@ -108,11 +111,13 @@ def explain_level(report: Report, level: Level) -> list[str]:
     return reasons
 
 
+@contract
 def to_text(score: float) -> str:
     """Return a score with one digit, rounded down: 94.96 is not 95.0."""
     return f"{math.floor(round(score, DIGITS) * 10) / 10:.1f}"
 
 
+@contract
 def make_report(root: str, tree: Tree, outcome: Outcome, notes: Sequence[str] = ()) -> Report:
     """Return the report of a tree from what the rules say after the register."""
     errors = (*tree.findings, *outcome.findings)

@@ -20,7 +20,10 @@ NO_BASE_FIX = "give finetune.base=FOLDER, a run or a checkpoint, or model=hub mo
 def complete_base(config: Mapping[str, Any], run: Path | None) -> tuple[dict[str, Any], Conflict | None]:
     """Return the settings to record of what a configuration is fine-tuned from, or its conflict. `run` is `finetune.base`."""
     node, model = dict(config["finetune"]), config.get("model") or {}
-    base, folder = str(node.get("base")), model.get("folder") if model.get("load_weights", True) else None
+    base, folder = (
+        str(node.get("base")),
+        str(model["folder"]) if model.get("folder") and model.get("load_weights", True) else None,
+    )
     if conflict := check_base(config, run, folder):
         return {}, conflict
     try:

@@ -1,5 +1,6 @@
 """What tokens spell: the text of each, and a tokenizer.json without what would give the tokens of another text."""
 
+import json
 import re
 from importlib.util import find_spec
 from itertools import count
@@ -10,6 +11,8 @@ from research.contracts import contract
 from research.files.silence import silence_libraries
 from research.ranges import MAX_NESTING
 
+CONFIG_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
+ID_FILES = ("generation_config.json", "config.json")
 OLDER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # of transformers' tokenizers
 SPACE_BEFORE = "a space before a text"
 ASCII = "".join(map(chr, range(0x20, 0x7F)))
@@ -118,3 +121,20 @@ def convert_tokenizer(folder: Path) -> str:
     if not tokenizer.is_fast:
         raise UnconvertedError(f"{files[0]} becomes no tokenizer.json: {type(tokenizer).__name__} is not a fast one\n{fix}")
     return str(tokenizer.backend_tokenizer.to_str())
+
+
+@contract
+def read_special(folder: Path, tokenizer: Any, kind: str) -> list[str]:
+    """Return the tokens that a folder names as its eos or pad, by their text or their number, the first that counts first."""
+    names = list[str]()
+    texts = [(file, f"{kind}_token") for file in (CONFIG_FILE, SPECIAL_FILE)]
+    for file, key in (*texts, *((file, f"{kind}_token_id") for file in ID_FILES)):
+        try:
+            value = json.loads((folder / file).read_bytes()).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        value = value.get("content") if isinstance(value, dict) else value
+        for item in value if isinstance(value, list) else [value]:
+            names += [item] if isinstance(item, str) else []
+            names += [tokenizer.id_to_token(item)] if type(item) is int and 0 <= item < 1 << 32 else []
+    return [name for name in names if name is not None]

@@ -19,10 +19,12 @@ from torch import Tensor
 from research.contracts import contract
 from research.data.spelling import (
     BYTE_OF,
+    CONFIG_FILE,
     PROBES,
     UnconvertedError,
     convert_tokenizer,
     leave_out_changes,
+    read_special,
     show_difference,
     spell_token,
 )
@@ -32,8 +34,7 @@ from research.run_dir import expand_path, replace_text, write_json
 
 END = "<|endoftext|>"
 ENDS = (END, "</s>", "<|end_of_text|>", "[SEP]", "<eos>")  # of folders that name none
-FILE, CONFIG_FILE, SPECIAL_FILE = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-ID_FILES = ("generation_config.json", "config.json")
+FILE = "tokenizer.json"
 TRAINING_BYTES = 1 << 26  # of the corpus, from its start, from which merges are learnt
 Array = UInt[np.ndarray, "n"]
 
@@ -103,6 +104,7 @@ class Bytes(Tokenizer):
 
     vocab_size, end, name, unit = 256, 0, "bytes", "bytes"
 
+    @contract
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         return [np.frombuffer(piece, dtype=np.uint8) for piece in pieces]
 
@@ -148,6 +150,7 @@ class Library(Tokenizer):
         self.is_byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
+    @contract
     def encode(self, pieces: Sequence[bytes]) -> list[Array]:
         texts = [piece.decode(errors="replace") for piece in pieces]  # only a prompt holds what is no UTF-8
         encodings = self.to_library().encode_batch_fast(texts, add_special_tokens=False)
@@ -178,6 +181,7 @@ class BPE(Library):
         check_settings("data.tokenizer", BPE.__init__.__annotations__, locals())
         self.vocab_size, self.name = vocab_size, f"BPE of {vocab_size:,}"
 
+    @contract
     def train(self, pieces: Iterable[bytes]) -> None:
         import tokenizers as hf
         from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -270,31 +274,17 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_seq_len: int | None 
     replace_text(folder / FILE, library.to_str(pretty=True))  # the last: where it is, all is
 
 
+@contract
 def hash_tokenizer(folder: Path) -> str:
     """Return a digest of what `save` wrote into a folder."""
     files = (folder / FILE, folder / CONFIG_FILE)
     return sha256(b"\0".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
 
+@contract
 def take_bytes(pieces: Iterable[bytes], limit: int) -> Iterable[bytes]:
     """Yield pieces until `limit` bytes are reached."""
     for piece in pieces:
         yield piece
         if (limit := limit - len(piece)) <= 0:
             return
-
-
-def read_special(folder: Path, tokenizer: Any, kind: str) -> list[str]:
-    """Return the tokens that a folder names as its eos or pad, by their text or their number, the first that counts first."""
-    names = list[str]()
-    texts = [(file, f"{kind}_token") for file in (CONFIG_FILE, SPECIAL_FILE)]
-    for file, key in (*texts, *((file, f"{kind}_token_id") for file in ID_FILES)):
-        try:
-            value = json.loads((folder / file).read_bytes()).get(key)
-        except (OSError, ValueError, AttributeError):
-            continue
-        value = value.get("content") if isinstance(value, dict) else value
-        for item in value if isinstance(value, list) else [value]:
-            names += [item] if isinstance(item, str) else []
-            names += [tokenizer.id_to_token(item)] if type(item) is int and 0 <= item < 1 << 32 else []
-    return [name for name in names if name is not None]

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from research.contracts import contract
-from research.data.spelling import OLDER_FILES, SPACE_BEFORE, leave_out_changes
-from research.data.tokenizers import CONFIG_FILE, FILE, SPECIAL_FILE, Folder, Library, read_special, write_tokenizer
+from research.data.spelling import CONFIG_FILE, OLDER_FILES, SPACE_BEFORE, SPECIAL_FILE, leave_out_changes, read_special
+from research.data.tokenizers import FILE, Folder, Library, write_tokenizer
 from research.load import TrainedRun
 from research.models.hub_folder import COMPANIONS
 from research.run_dir import MODEL_FOLDER, expand_path, read_json, replace_text, write_json

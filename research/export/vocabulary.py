@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from research.contracts import contract
-from research.data.tokenizers import CONFIG_FILE, Tokenizer
+from research.data.spelling import CONFIG_FILE
+from research.data.tokenizers import Tokenizer
 from research.export.layout import Source
 from research.export.nets import choose_special
 from research.export.tokens import encode_as_exported, find_own_tokenizer

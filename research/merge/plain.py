@@ -20,10 +20,9 @@ from research.losses import make_plain
 from research.nn.bitlinear import BitLinear, bitlinear_layers
 from research.options.finetuning import get_kind, is_beside
 from research.run_dir import MODEL_FOLDER, TOKENIZER_FOLDER, RunConfig, Summary, read_summary, replace_text
-from research.training.checkpoint import Snapshot, commit, get_weights, hash_weights
+from research.training.checkpoint import Snapshot, commit, describe_structure, get_weights, hash_weights
 from research.training.evaluate import evaluate
 from research.training.manifest import Manifest, read_manifest
-from research.training.snapshot import describe_structure
 
 COPIED_FOLDERS = (TOKENIZER_FOLDER, MODEL_FOLDER)  # of the run: its tokenizer, and the config.json of a hub model
 

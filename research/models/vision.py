@@ -14,7 +14,8 @@ from research.nn.attention import Attention
 from research.nn.bitlinear import Linear
 from research.nn.feedforward import Activation, FeedForward
 from research.nn.norm import RMSNorm
-from research.ranges import Depth, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, check_settings, find_divisor
+from research.ranges import Depth, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, check_settings
+from research.rules import find_divisor
 
 
 class Vision(nn.Module):

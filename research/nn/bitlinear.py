@@ -124,6 +124,7 @@ def is_plain(layer: BitLinear) -> bool:
     return type_before_parametrizations(layer) is BitLinear and not has_hooks(layer)
 
 
+@contract
 def has_hooks(layer: nn.Module) -> bool:
     """Return whether anybody has registered hooks on the layer: what calls its weights without it would lose them."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -8,6 +8,7 @@ import math
 
 from torch.optim import Optimizer
 
+from research.contracts import contract
 from research.optim.param_groups import INITIAL_SETTINGS
 from research.ranges import Fraction, NonNegativeInt, OpenFraction, PositiveInt
 
@@ -78,6 +79,7 @@ def set_rates(optimizer: Optimizer, factors: float | tuple[float, float]) -> Non
             group["weight_decay"] = initial["weight_decay"] * decay_factor
 
 
+@contract
 def get_lr(optimizer: Optimizer) -> float:
     """Return the learning rate of the first group as it is now."""
     return float(optimizer.param_groups[0]["lr"])

@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 
 from research.composition.compose import MISSING, chooses_option, compose, is_interpolated, iter_leaves, iter_targets
 from research.composition.overrides import cast_intervals, expand_sweep, format_mistake, parse, quote_word, to_override
+from research.contracts import contract
 from research.options.conf import CONF, list_groups, read_defaults
 from research.options.files import (
     COMPONENTS,
@@ -35,6 +36,7 @@ PARTIAL_NODES = ("loss", "schedule", "optim.base")  # what they name is called b
 LOGGING_CLASS = r"(logging|logging\.handlers|colorlog|rich\.logging)\.[A-Z]\w*"  # what Hydra's logging may call
 
 
+@contract
 @dataclass
 class RequestedConfig(KnownKeys):
     """The configuration of one run with its overrides applied, and the mistakes in it."""
@@ -219,9 +221,8 @@ class RequestedConfig(KnownKeys):
             module, node = find_definition(target)
         except TargetError as error:
             near = error.near or [name for name in list_components() if name.endswith(f".{target}")]
-            near = near or [
-                n for n in (f"torch.optim.{target}", f"torch.nn.{target}") if "." not in target and read_signature(n)
-            ]
+            plain = () if "." in target else (f"torch.optim.{target}", f"torch.nn.{target}")
+            near = near or [*filter(read_signature, plain)]
             lines = [*error.message.splitlines(), suggest_keys("", key, *(f"{key}={name}" for name in near))]
             self.add_mistake(key, *(bare or lines))
         except UnresolvedError:
@@ -255,8 +256,8 @@ class RequestedConfig(KnownKeys):
     def check_settings(self, prefix: str, signature: Signature) -> None:
         """Check the type, range and choices of each value that the signature knows; of a path, that it exists."""
         for parameter in signature.parameters:
-            key = f"{prefix}{parameter.name}"
-            value, source = self.get_resolved(key)
+            value, source = self.get_resolved(key := f"{prefix}{parameter.name}")
+            is_path = isinstance(value, str) and any(kind.name == "path" for kind in parameter.value_types)
             are_counted = source == "steps" and value is None and self.get("epochs") is not None  # once the data is read
             if value is MISSING or isinstance(value, dict) or are_counted:
                 continue
@@ -268,10 +269,8 @@ class RequestedConfig(KnownKeys):
                 continue
             elif mistake := describe_mistake(key, value, parameter.value_types):
                 self.add_wrong_value(key, source, mistake, parameter.value_types)
-            elif isinstance(value, str) and any(kind.name == "path" for kind in parameter.value_types):
-                lines = describe_missing_path(source, value)
-                if lines:
-                    self.add_mistake(source, *lines)
+            elif is_path and (lines := describe_missing_path(source, str(value))):
+                self.add_mistake(source, *lines)
 
     def add_wrong_value(self, key: str, source: str, mistake: str, types: tuple[ValueType, ...]) -> None:
         """Record a value that a setting does not take, with what it may mean; of a sweep with all its values."""

@@ -120,7 +120,7 @@ def find_furthest_run(requested: RequestedConfig) -> Path | None:
 
 @cache  # for one command, which `check_overrides` begins: checkpoints of several runs are hashed whole
 @contract
-def choose_run(root: Path, settings: str, steps: int) -> Path | None:
+def choose_run(root: Path, settings: str, steps: int | None) -> Path | None:
     """Return the run below a folder that is furthest by an intact checkpoint.
 
     Where none is intact return a run whose damage is told when it is loaded, then one without a checkpoint, then None.
@@ -134,10 +134,10 @@ def choose_run(root: Path, settings: str, steps: int) -> Path | None:
     return next(intact, None) or next(iter((*saved, *runs)), None)
 
 
-def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, list[tuple[int, Path]]]:
+def rank_runs(root: Path, settings: dict[str, Any], steps: int | None) -> dict[Path, list[tuple[int, Path]]]:
     """Return the runs of these settings and no more steps, the newest first, with their checkpoints, the furthest first.
 
-    With `epochs` in the settings the steps are counted by those that an earlier run took for its own epochs.
+    With `epochs` in the settings `steps` is None, and they are counted by those that an earlier run took for its own epochs.
     """
     ranked = {}
     for run in sorted(root.glob("*/"), key=lambda run: run.stat().st_mtime, reverse=True):
@@ -145,7 +145,7 @@ def rank_runs(root: Path, settings: dict[str, Any], steps: int) -> dict[Path, li
         if there and not list_other_settings(run, settings, there):
             checkpoints = rank_checkpoints(run)
             epochs, then = settings.get("epochs"), there.get("epochs")
-            limit = steps if epochs is None else math.ceil(there["steps"] * epochs / then) if then else math.inf
+            limit = math.ceil(there["steps"] * epochs / then) if epochs and then else math.inf if steps is None else steps
             if not checkpoints or checkpoints[0][0] <= limit:
                 ranked[run] = checkpoints
     return ranked

@@ -19,6 +19,7 @@ from research.cli import print_message, redact
 from research.contracts import contract
 from research.options.finetuning import is_frozen
 from research.options.trigger import higher_is_better, read_directions
+from research.ranges import check_settings
 from research.run_dir import TRIAL_ENV_VAR, RunConfig, Summary, list_checkpoints, read_summary, replace_text
 from research.signals import watch
 from research.tracking import fields, history, links, mlflow_store
@@ -48,6 +49,7 @@ class MLflowSink(Sink):
     name, title, trace, max_numbers = "mlflow", "MLflow", RUN_ID_FILE, BATCH_SIZE
 
     def __init__(self, uri: str | None = None, log_model: bool = False) -> None:
+        check_settings("tracker", MLflowSink.__init__.__annotations__, locals())
         self.uri, self.log_model = resolve_uri(uri), log_model
         variable = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "tracker=mlflow, whose store"
         self.setting = "tracker.uri" if uri else variable

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from research.contracts import contract
 from research.files.network import can_connect
 from research.files.wandb_files import list_files, read_last_step, read_rows
+from research.ranges import check_settings
 from research.run_dir import RunConfig, read_json, write_json
 from research.tracking import fields
 from research.tracking.history import METRICS_FILE
@@ -68,6 +69,7 @@ class WandbSink(Sink):
         mode: Literal["auto", "online", "offline"] = "auto",
         log_weights: bool = False,
     ) -> None:
+        check_settings("tracker", WandbSink.__init__.__annotations__, locals())
         self.project, self.entity, self.mode, self.log_weights = project, entity, mode, log_weights
         self.is_finished, self.last_step = False, 0
 

@@ -33,6 +33,8 @@ class Batches:
 
     def __post_init__(self) -> None:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        if self.batch_size < self.world_size:
+            raise ValueError(f"batch_size={self.batch_size} leaves some of {self.world_size} processes without a sample")
         self.layers = list(bitlinear_layers(self.net).values())
         self.params = [p for p in self.net.parameters() if p.requires_grad]
 

@@ -242,6 +242,13 @@ def load_newest(path: Path, until: float = math.inf, setting: str = "resume") ->
     raise ValueError(f"{setting}={path}: no usable checkpoint ({reasons}); {fix}")
 
 
+@contract
+def describe_structure(model: nn.Module) -> str:
+    """Name a model but for its weights: its class, and a digest of its tensors' names and shapes."""
+    shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(model.state_dict().items()))
+    return f"{type(model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}"
+
+
 def copy_to_host(value: Any, depth: int = MAX_NESTING) -> Any:
     """Copy tensors in containers to the host, so that training can continue meanwhile. Raise ValueError below `depth`."""
     if not depth:

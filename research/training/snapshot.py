@@ -7,7 +7,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from research.cli import first_line
+from research.contracts import contract
 from research.kernels import ternary
 from research.kernels.build import read_processor
 from research.nn.products import FAST_BF16, FAST_INT8
@@ -26,7 +26,7 @@ from research.optim.param_groups import INITIAL_SETTINGS
 from research.options.finetuning import format_choice
 from research.run_dir import ISA_ENV_VAR, to_run_folder
 from research.training import checkpoint, distributed, sharding
-from research.training.checkpoint import Snapshot, get_weights, list_frozen
+from research.training.checkpoint import Snapshot, describe_structure, get_weights, list_frozen
 from research.training.ema import Average
 from research.training.manifest import SHARDS_FOLDER, Manifest
 from research.training.state import State, Stateful
@@ -55,6 +55,7 @@ PROGRESS_V1 = {  # keys of version 1 and the fields of Progress that they became
 }
 
 
+@contract
 def capture(state: State) -> Snapshot:
     """Return the run as it is now. Its tensors are the run's own: write or copy them before the next step."""
     progress, info, optimizer = state.progress, state.info, state.optimizer
@@ -86,6 +87,7 @@ def _get_checked_state(part: Stateful, name: str) -> dict[str, Any]:
     return contents
 
 
+@contract
 def load_newest(path: Path, until: float = math.inf) -> tuple[Path, Snapshot]:
     """Return the newest good checkpoint that `path` means: the same one in all processes, as the first of them sees it."""
     folder, snapshot = checkpoint.load_newest(path, until) if distributed.rank() == 0 else (path, None)
@@ -101,12 +103,6 @@ def get_identity(state: State) -> dict[str, str]:
         "data": state.data.digest[:12],
         "config": state.info.config_digest,
     } | ({"base": state.info.base} if state.info.base and list_frozen(state.model) else {})
-
-
-def describe_structure(model: nn.Module) -> str:
-    """Name a model but for its weights: its class, and a digest of its tensors' names and shapes."""
-    shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(model.state_dict().items()))
-    return f"{type(model).__name__.removeprefix('FSDP')} {sha256(shapes.encode()).hexdigest()[:12]}"
 
 
 def describe_numerics(state: State, needs: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -203,6 +199,7 @@ def _read_batch_size_v1(checkpoint_folder: Path) -> int:
     return int(match[1]) if match else 0
 
 
+@contract
 def initialize_from(state: State, path: Path) -> None:
     """Give a fresh run the weights alone of the newest good checkpoint that `path` means: the averages where it has them.
 
@@ -216,6 +213,7 @@ def initialize_from(state: State, path: Path) -> None:
         state.average.load()
 
 
+@contract
 def load_weights(model: nn.Module, folder: Path, snapshot: Snapshot) -> None:
     """Load a checkpoint's weights into the model that it is of: the averages where it has them."""
     if snapshot.manifest.is_sharded:

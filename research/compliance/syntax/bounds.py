@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.folding import judge_test
 from research.compliance.syntax.functions import get_last_name
 from research.compliance.syntax.paths import Loop, Paths, list_heads, walk_certain
@@ -62,6 +63,7 @@ class Judge:
                 changes.by_key.setdefault(names[0], []).append(Change(names[0], UP, 0))
         return changes
 
+    @contract
     def grows(self, container: ast.expr) -> bool:
         """Return whether each round adds to a container."""
         return self.changes.always(self.changes.select(ast.unparse(container), {GROW}))
@@ -74,6 +76,7 @@ class Judge:
         exits |= {identity for identity, node in self.paths.nodes.items() if self.waits(identity, node)}
         return self.changes.always(exits)
 
+    @contract
     def waits(self, identity: int, node: ast.stmt) -> bool:
         """Return whether a statement waits with a timeout that raises, which nothing in the loop catches."""
         calls = [part for part in walk_certain(list_heads(node)) if isinstance(part, ast.Call)]
@@ -81,6 +84,7 @@ class Judge:
         is_caught = bool(timed) and self.paths.leads_again(self.paths.handlers[identity], set())
         return bool(timed) and not is_caught and isinstance(node, ast.Expr | ast.Assign)
 
+    @contract
     def judge(self, test: ast.expr, is_wanted: bool) -> bool:
         """Return whether a loop ends that goes on while a single test is `is_wanted`."""
         if isinstance(test, ast.Compare):
@@ -134,6 +138,7 @@ class Judge:
             side, direction = side.args[0], {UP: GROW, DOWN: TAKE}[direction]
         return self.changes.always(self.changes.select(ast.unparse(side), {direction}))
 
+    @contract
     def ends(self, wanted: list[Wanted], allowed: set[str]) -> bool:
         """Return whether each round changes one of some names in a wanted manner, and nothing undoes it.
 

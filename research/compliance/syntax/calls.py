@@ -5,19 +5,17 @@ a method of an object of an unknown class, has no edge; so recursion that only r
 """
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from research.compliance.syntax.components import find_components
-from research.compliance.syntax.functions import Function, FunctionNode, get_last_name, is_none
+from research.compliance.syntax.contract import contract
+from research.compliance.syntax.functions import Function, is_none
 from research.compliance.syntax.names import Class, list_bound, read_imports, read_names, to_key
 from research.compliance.syntax.tree import Tree
+from research.compliance.syntax.uses import list_unread, uses, walk_calls
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at
-INSPECTORS = {
-    "isinstance", "issubclass", "cast", "super", "type", "hasattr", "getattr", "setattr", "id", "repr", "str", "callable",
-    "wraps", "signature", "get_type_hints", "unwrap", "getsource", "getdoc", "getmodule", "iscoroutinefunction",
-}  # fmt: skip  # they read a function or a class and do not call it
 CONTAINERS = {
     "list", "tuple", "set", "frozenset", "dict", "deque", "List", "Tuple", "Set", "Dict", "Sequence", "Iterable", "Iterator",
     "Collection", "Mapping", "MutableSequence", "MutableMapping", "defaultdict", "OrderedDict",
@@ -27,6 +25,7 @@ CONTAINERS = {
 class CallGraph:
     """The functions of a tree as edges from each to those that it calls."""
 
+    @contract
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.names = {module.name: read_names(module) for module in tree.modules}
@@ -71,11 +70,13 @@ class CallGraph:
             pairs = [*zip(call.args, callee.parameters[: len(callee.node.args.args)], strict=False)]
             yield from (node for node, parameter in pairs if node in handed and not uses(callee.node, parameter.arg))
 
+    @contract
     def resolve_call(self, unit: str, call: ast.Call) -> set[str]:
         """Return the units that a call in a function means."""
         name = call.func if isinstance(call.func, ast.Name | ast.Attribute) else None
         return self.resolve(self.functions[unit], name, self.types[unit]) if name else set()
 
+    @contract
     def list_scopes(self, function: Function) -> Iterator[Function]:
         """Yield a function and then those around it."""
         functions, parts = self.names[function.module.name].functions, function.name.split(".")
@@ -140,6 +141,7 @@ class CallGraph:
                 kind = self.find_class(kind.module, kind.attributes[part]) if part in kind.attributes else None
         return kind
 
+    @contract
     def resolve(self, function: Function, node: ast.Name | ast.Attribute, types: dict[str, Class]) -> set[str]:
         """Return the units that a name in a function means: a function, or the constructor of a class."""
         module = function.module.name
@@ -155,6 +157,7 @@ class CallGraph:
         dotted = self.to_dotted(module, node)
         return self.look_up_dotted(dotted) if dotted else set()
 
+    @contract
     def resolve_name(self, function: Function, name: str) -> set[str]:
         """Return the units that a plain name in a function means; none for one that the function binds itself."""
         if inner := self.find_nested(function, name):
@@ -167,6 +170,7 @@ class CallGraph:
                 return set()
         return self.look_up(function.module.name, name)
 
+    @contract
     def get_owner(self, function: Function) -> Class | None:
         """Return the class that a method is of; None for a function."""
         classes = self.names[function.module.name].classes
@@ -181,6 +185,7 @@ class CallGraph:
                 return inner.unit
         return ""
 
+    @contract
     def look_up(self, module: str, name: str, hops: int = MAX_HOPS) -> set[str]:
         """Return the units that a name at the top of a module means."""
         names = self.names.get(module)
@@ -198,11 +203,13 @@ class CallGraph:
             names = self.names.get(module)
         return set()
 
+    @contract
     def look_up_dotted(self, dotted: str) -> set[str]:
         """Return the units that a dotted name of the tree means."""
         module, _, name = dotted.rpartition(".")
         return self.look_up(module, name)
 
+    @contract
     def find_class(self, module: str, node: ast.expr) -> Class | None:
         """Return the class of the tree that an expression names: by name, as a text, or as `X | None`; None for none."""
         if isinstance(node, ast.Subscript) and ast.unparse(node.value).split(".")[-1] == "Optional":
@@ -229,6 +236,7 @@ class CallGraph:
             module, _, name = names.imports.get(name, "").rpartition(".")
         return None
 
+    @contract
     def find_method(self, owner: Class, name: str, skip_own: bool = False) -> set[str]:
         """Return the unit of a method of a class, or of the first of its bases that has it."""
         for kind in self.iter_bases(owner):
@@ -237,6 +245,7 @@ class CallGraph:
                 return {method.unit}
         return set()
 
+    @contract
     def iter_bases(self, owner: Class) -> Iterator[Class]:
         """Yield a class and its bases in the tree, the nearest first."""
         left, seen = [owner], list[Class]()
@@ -247,6 +256,7 @@ class CallGraph:
             bases = filter(None, (self.find_class(current.module, base) for base in current.bases))
             left += [base for base in bases if base not in seen]
 
+    @contract
     def to_dotted(self, module: str, node: ast.expr) -> str:
         """Return the dotted name in the tree of `module.name`, as its imports say; empty where it is not one."""
         parts = list[str]()
@@ -260,48 +270,3 @@ class CallGraph:
     def find_cycles(self) -> list[list[str]]:
         """Return the groups of functions that reach themselves."""
         return [group for group in find_components(self.edges) if len(group) > 1 or group[0] in self.edges[group[0]]]
-
-
-def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
-    """Yield the nodes of a function, its lambdas included: not the bodies of functions and classes inside it."""
-    left: list[ast.AST] = [*node.body]
-    while left:
-        child = left.pop()
-        yield child
-        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else ast.iter_child_nodes(child)
-
-
-def list_unread(node: ast.AST) -> list[ast.AST]:
-    """Return the nodes below one that name a function or a class and neither call it nor hand it on."""
-    if isinstance(node, ast.Compare):  # `kind is A`
-        return [node.left, *node.comparators]
-    if isinstance(node, ast.If | ast.IfExp):
-        return [node.test]
-    if isinstance(node, ast.Subscript):
-        return [node.slice]
-    if isinstance(node, ast.AnnAssign):
-        return [*ast.walk(node.annotation)]
-    if isinstance(node, ast.ExceptHandler) and node.type is not None:
-        return [*ast.walk(node.type)]
-    is_named = isinstance(node, ast.Call) and not isinstance(node.func, ast.Call)  # `type(x)(map(f, x))` calls f
-    if isinstance(node, ast.Call) and is_named and get_last_name(node) in INSPECTORS:
-        return list_outside_calls(node.args)
-    return []
-
-
-def list_outside_calls(nodes: Iterable[ast.expr]) -> list[ast.AST]:
-    """Return the nodes of some expressions that are not in a call: `cast(X, f(x))` calls f."""
-    left, outside = [*nodes], list[ast.AST]()
-    while left:
-        node = left.pop()
-        if not isinstance(node, ast.Call):
-            outside.append(node)
-            left += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-    return outside
-
-
-def uses(node: FunctionNode, name: str) -> bool:
-    """Return whether a function calls a parameter of it, or hands it on to what may."""
-    walked = [*walk_calls(node)]
-    unread = {id(child) for parent in walked for child in list_unread(parent)}
-    return any(isinstance(child, ast.Name) and child.id == name and id(child) not in unread for child in walked)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from research.compliance.syntax.contract import contract
+
 UNSEEN = -1
 
 
@@ -16,6 +18,7 @@ class Search:
         self.stack: list[int] = []
         self.seen = 0
 
+    @contract
     def enter(self, node: int) -> None:
         """Number a node at the first sight of it."""
         if self.index[node] == UNSEEN:
@@ -45,6 +48,7 @@ class Search:
             self.is_on_stack[member] = False
         return component
 
+    @contract
     def walk(self, root: int) -> Iterator[list[int]]:
         """Yield the components that are reached from a node and were not before."""
         work = [(root, 0)] if self.index[root] == UNSEEN else []
@@ -58,6 +62,7 @@ class Search:
                 yield component
 
 
+@contract
 def find_components(edges: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Return the strongly connected components of a graph."""
     names = [*edges]

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name, is_none
 
 SURE_GROWERS = {"append", "extend", "insert", "appendleft", "extendleft"}  # only containers have them
@@ -21,6 +22,7 @@ CONTAINERS = MAPPINGS | SEQUENCES
 DISPLAYS = {ast.Dict: "dict", ast.DictComp: "dict", ast.List: "list", ast.ListComp: "list", ast.Set: "set", ast.SetComp: "set"}
 
 
+@contract
 def get_kind(value: ast.expr) -> str:
     """Return the kind of container that an expression makes or an annotation names; empty for anything else."""
     for _ in range(MAX_WRAPS):
@@ -31,6 +33,7 @@ def get_kind(value: ast.expr) -> str:
     return DISPLAYS.get(type(value), head if head in CONTAINERS else "")
 
 
+@contract
 def unwrap(value: ast.expr) -> ast.expr:
     """Return what decides the kind of an expression: the factory of a field, the class of a call, the type in a ClassVar."""
     if isinstance(value, ast.Call):
@@ -43,6 +46,7 @@ def unwrap(value: ast.expr) -> ast.expr:
     return value
 
 
+@contract
 def is_limited(value: ast.expr) -> bool:
     """Return whether an expression makes a container that drops what is too much: deque(maxlen=n)."""
     calls = [node for node in ast.walk(value) if isinstance(node, ast.Call)]
@@ -55,6 +59,7 @@ def get_head(node: ast.expr) -> str:
     return get_last_name(node.value if isinstance(node, ast.Subscript) else node)
 
 
+@contract
 def get_base(node: ast.expr) -> ast.expr:
     """Return what is subscripted: x of `x[a][b]`."""
     while isinstance(node, ast.Subscript):
@@ -62,6 +67,7 @@ def get_base(node: ast.expr) -> ast.expr:
     return node
 
 
+@contract
 def list_targets(node: ast.AST) -> list[ast.expr]:
     """Return what a statement assigns to, with the parts of tuples."""
     if isinstance(node, ast.Assign | ast.Delete):
@@ -73,6 +79,7 @@ def list_targets(node: ast.AST) -> list[ast.expr]:
     return [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple | ast.List) else [target])]
 
 
+@contract
 def iter_grown(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
     """Yield the containers that a node makes larger, each with what it does: the method, `[key] =`, `[key] +=` or `+=`."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in GROWERS:
@@ -88,6 +95,7 @@ def iter_grown(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         yield from ((target, "= itself and more") for target in list_targets(node) if is_extended(target, node.value))
 
 
+@contract
 def is_extended(target: ast.expr, value: ast.expr) -> bool:
     """Return whether a value is what it is assigned to and more: `x + [row]`, `[*x, row]`, `{**x, key: row}`."""
     parts = [value.left, value.right] if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add | ast.BitOr) else []
@@ -103,6 +111,7 @@ def is_variable(target: ast.expr) -> bool:
     return isinstance(target, ast.Subscript) and not isinstance(target.slice, ast.Constant | ast.Slice | ast.UnaryOp)
 
 
+@contract
 def iter_bounded(node: ast.AST) -> Iterator[ast.expr]:
     """Yield the containers that a node makes smaller, replaces or measures: pop, del, `x = ...`, `len(x) < n`."""
     if isinstance(node, ast.Call):
@@ -133,6 +142,7 @@ def list_measured(node: ast.Compare) -> list[ast.expr]:
     return [call.args[0] for call in calls if get_last_name(call) == "len" and call.args]
 
 
+@contract
 def is_replaced(target: ast.expr, value: ast.expr | None) -> bool:
     """Return whether an assignment puts something fresh where a container was, or where a slice of it was."""
     if isinstance(target, ast.Subscript):
@@ -140,6 +150,7 @@ def is_replaced(target: ast.expr, value: ast.expr | None) -> bool:
     return value is not None and not is_extended(target, value)
 
 
+@contract
 def list_known_keys(nodes: list[ast.AST]) -> set[str]:
     """Return the items that are there already, as `x[key]`: read before they are written, or of a loop over x itself.
 
@@ -162,6 +173,7 @@ def list_known_keys(nodes: list[ast.AST]) -> set[str]:
     }
 
 
+@contract
 def get_owner(node: ast.expr) -> ast.expr:
     """Return x of `x`, `x.items()`, `x.keys()`, `list(x)` and `sorted(x.items())`."""
     for _ in range(2):

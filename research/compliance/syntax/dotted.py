@@ -2,9 +2,11 @@
 
 import ast
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.tree import Module
 
 
+@contract
 def list_module_names(module: Module) -> set[str]:
     """Return the names that mean modules here, with each of their first parts: torch, torch.nn, torch.nn.functional.
 

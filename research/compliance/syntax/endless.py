@@ -4,6 +4,7 @@ import ast
 from dataclasses import dataclass
 
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.folding import fold, get_truth
 from research.compliance.syntax.functions import Function, get_last_name, is_none
 from research.compliance.syntax.names import to_key
@@ -27,10 +28,12 @@ class Endless:
     assigned: dict[str, ast.expr]  # names that are set once, with what they are set to
     generators: frozenset[str]  # the functions of the tree that yield for ever
 
+    @contract
     def never_ends(self, node: ast.expr) -> bool:
         """Return whether a loop over an expression has no end of its own."""
         return fold(node, self.expand, self.combine)
 
+    @contract
     def expand(self, node: ast.expr) -> list[ast.expr]:
         """Return the iterators that decide whether an expression ends."""
         if isinstance(node, ast.Name) and self.assigned.get(node.id) is not None:
@@ -53,6 +56,7 @@ class Endless:
         is_sentinel = name == "iter" and len(node.args) == 2
         return node.args if (name in {*WRAPPERS, "zip"} and not is_sentinel) or is_open else []
 
+    @contract
     def combine(self, node: ast.expr, parts: list[bool]) -> bool:
         """Return whether an expression ends, from whether its parts do."""
         name = get_last_name(node) if isinstance(node, ast.Call) else ""
@@ -81,6 +85,7 @@ class Endless:
         return bool(units & self.generators)
 
 
+@contract
 def find_generators(graph: CallGraph) -> frozenset[str]:
     """Return the functions of a tree that are generators with a `while True` that yields and has no way out."""
     loops = [(unit, node) for unit, nodes in graph.walked.items() for node in nodes if isinstance(node, ast.While)]
@@ -100,11 +105,13 @@ def is_endless_loop(loop: ast.While) -> bool:
     return not leaves and not breaks
 
 
+@contract
 def reads(value: ast.expr, name: str) -> bool:
     """Return whether an expression reads a name."""
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(value))
 
 
+@contract
 def is_same_for_ever(node: ast.expr) -> bool:
     """Return whether an iterator that never ends is one by intent: not `iter(read, b"")`, which ends with a file."""
     if not isinstance(node, ast.Call) or get_last_name(node) != "iter" or len(node.args) != 2:
@@ -112,6 +119,7 @@ def is_same_for_ever(node: ast.expr) -> bool:
     return get_last_name(node.args[0]) in FACTORIES or isinstance(getattr(node.args[0], "body", None), ast.Constant)
 
 
+@contract
 def find_assigned(nodes: list[ast.AST]) -> dict[str, ast.expr]:
     """Return the names that some statements set once, each with what it is set to."""
     values, often = dict[str, ast.expr](), set[str]()

@@ -8,6 +8,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.syntax.calls import CallGraph
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import Function, get_last_name, walk_own
 from research.compliance.syntax.vacuous import explain_vacuous, find_constants
 
@@ -30,12 +31,14 @@ SHAPELESS = {"TypeVar", "NewType", "ParamSpec"}  # what they make is for type ch
 class Enforcement:
     """What the decorators of a tree check."""
 
+    @contract
     def __init__(self, graph: CallGraph) -> None:
         self.graph = graph
         self.enforcers = {unit for unit, function in graph.functions.items() if enforces(function, graph)}
         self.unknown = {module.name: list_unknown(module.syntax) for module in graph.tree.modules}
         self.shapeless = {module.name: UNCHECKED | list_shapeless(module.syntax) for module in graph.tree.modules}
 
+    @contract
     def is_enforced(self, function: Function) -> bool:
         """Return whether a decorator checks the calls of a function: its own, or around its class, which leaves some out."""
         nodes = [*function.node.decorator_list]
@@ -45,6 +48,7 @@ class Enforcement:
             nodes += function.owner.decorator_list
         return self.has_enforcer(function.module.name, nodes)
 
+    @contract
     def has_enforcer(self, module: str, decorators: list[ast.expr]) -> bool:
         """Return whether one of some decorators, as a module names them, checks what is called."""
         for decorator in decorators:
@@ -55,6 +59,7 @@ class Enforcement:
                 return True
         return False
 
+    @contract
     def list_checked(self, function: Function) -> list[str]:
         """Return the parameters whose annotations say something that can be checked; `return` for the result."""
         variadic = {id(function.node.args.vararg), id(function.node.args.kwarg)}
@@ -74,6 +79,7 @@ class Enforcement:
         return not is_protocol and not {get_last_name(kind) for kind in kinds} & self.shapeless[module]
 
 
+@contract
 def read_text(text: object) -> ast.expr | None:
     """Return the expression that an annotation in quotes says; None where it says none."""
     try:
@@ -82,6 +88,7 @@ def read_text(text: object) -> ast.expr | None:
         return None
 
 
+@contract
 def iter_alternatives(annotation: ast.expr) -> Iterator[ast.expr]:
     """Yield the sides of `A | B | C`, each without what stands in its brackets."""
     left = [annotation]
@@ -123,6 +130,7 @@ def list_nested(top: Function, graph: CallGraph) -> list[tuple[Function, Functio
     return [(function, outer) for function, outer in pairs if outer is not None]
 
 
+@contract
 def is_guard(inner: Function, outer: Function) -> bool:
     """Return whether a function replaces the one that the function around it takes, calls it, and can refuse its arguments."""
     walked = [*walk_own(inner.node)]
@@ -146,6 +154,7 @@ def list_derived(function: Function, walked: list[ast.AST]) -> set[str]:
     return known
 
 
+@contract
 def list_names(node: ast.AST) -> set[str]:
     """Return the plain names in an expression."""
     return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}

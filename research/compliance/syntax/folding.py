@@ -4,10 +4,13 @@ import ast
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from research.compliance.syntax.contract import contract
+
 T = TypeVar("T")
 N = TypeVar("N")
 
 
+@contract
 def fold(root: N, expand: Callable[[N], Sequence[N]], combine: Callable[[N, list[T]], T]) -> T:
     """Return the value of a node: that which `combine` gives for it and the values of its parts, from the leaves up."""
     nodes, parents, left = list[N](), list[int](), [(root, -1)]
@@ -22,6 +25,7 @@ def fold(root: N, expand: Callable[[N], Sequence[N]], combine: Callable[[N, list
     return values[-1][0]
 
 
+@contract
 def get_truth(test: ast.expr) -> bool | None:
     """Return whether a test always holds or never does: `True`, `1`, `not ""`, `x or True`; None where it depends."""
     return fold(test, expand_test, combine_truth)
@@ -97,6 +101,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
 }
 
 
+@contract
 def judge_test(test: ast.expr, is_wanted: bool, judge: Callable[[ast.expr, bool], bool]) -> bool:
     """Return whether a loop ends that goes on while a test is `is_wanted`: of an `and` one part is enough, of an `or` all end.
 

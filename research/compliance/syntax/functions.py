@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.tree import Module, Tree
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -60,12 +61,14 @@ class Function:
         return bool(PROPERTIES & {*self.decorators})
 
 
+@contract
 def get_last_name(node: ast.expr) -> str:
     """Return the last part of a dotted name, that of what is called where it is a call; empty for any other expression."""
     node = node.func if isinstance(node, ast.Call) else node
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
+@contract
 def is_none(node: ast.expr) -> bool:
     """Return whether an expression is None."""
     return isinstance(node, ast.Constant) and node.value is None
@@ -77,6 +80,7 @@ def drop_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     return body[1:] if is_text else body
 
 
+@contract
 def is_empty(statement: ast.stmt) -> bool:
     """Return whether a statement says that there is no body: pass, ..., raise NotImplementedError."""
     if isinstance(statement, ast.Pass):
@@ -88,6 +92,7 @@ def is_empty(statement: ast.stmt) -> bool:
     )
 
 
+@contract
 def list_functions(module: Module) -> list[Function]:
     """Return all functions of a module, those in classes and functions included, in the order of their lines."""
     functions = list[Function]()
@@ -105,6 +110,7 @@ def list_functions(module: Module) -> list[Function]:
     return sorted(functions, key=lambda function: (function.node.lineno, function.node.col_offset))
 
 
+@contract
 def walk_own(node: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes of a function that run when it is called: not the bodies of functions and classes inside it."""
     left = [*(node.body if isinstance(node, FunctionNode) else ast.iter_child_nodes(node))]
@@ -138,10 +144,12 @@ class Visibility:
     constructor of a public class is public, other methods of Python's own protocols are not.
     """
 
+    @contract
     def __init__(self, tree: Tree) -> None:
         self.names = {module.path: count_names(module) for module in tree.modules}
         self.files = Counter(name for names in self.names.values() for name in names)  # in how many files a name is
 
+    @contract
     def is_public(self, function: Function) -> bool:
         """Return whether a function is public. A stub is not: there is nothing to judge."""
         parts = function.name.split(".")

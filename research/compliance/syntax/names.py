@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import PROPERTIES, Function, FunctionNode, list_functions
 from research.compliance.syntax.tree import Module
 
@@ -31,6 +32,7 @@ class Names:
     aliases: dict[str, str] = field(default_factory=dict)  # name = another name, at the top
 
 
+@contract
 def read_names(module: Module) -> Names:
     """Return what the names of a module mean. Imports inside functions count as at the top."""
     names = Names(index_functions(module))
@@ -65,6 +67,7 @@ def index_functions(module: Module) -> dict[str, Function]:
     return functions
 
 
+@contract
 def to_key(function: Function) -> str:
     """Return the name a function is kept under: its own, with .setter for the one that writes a property."""
     return f"{function.name}.setter" if WRITERS & {*function.decorators} else function.name
@@ -77,6 +80,7 @@ def read_alias(value: ast.expr) -> str:
     return value.id if isinstance(value, ast.Name) else ""
 
 
+@contract
 def read_imports(module: Module, nodes: Iterable[ast.AST]) -> dict[str, str]:
     """Return the dotted names in the tree that the imports among some nodes bind, by the names they bind."""
     imports = dict[str, str]()
@@ -91,6 +95,7 @@ def read_imports(module: Module, nodes: Iterable[ast.AST]) -> dict[str, str]:
     return imports
 
 
+@contract
 def find_home(module: Module, node: ast.ImportFrom) -> str:
     """Return the dotted name of the module that `from ... import` reads."""
     if not node.level:
@@ -132,6 +137,7 @@ def read_constructor(node: FunctionNode) -> dict[str, ast.expr]:
     return annotated
 
 
+@contract
 def list_bound(node: FunctionNode) -> set[str]:
     """Return the names that a function binds itself: parameters, also those of its lambdas, and what it assigns."""
     bound, unbound, left = set[str](), set[str](), list[ast.AST]([*node.body, node.args])

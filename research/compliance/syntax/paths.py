@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.folding import get_truth
 from research.compliance.syntax.functions import FunctionNode
 
@@ -22,6 +23,7 @@ class Block:
     continue_to: frozenset[int]
     handlers: frozenset[int] = frozenset()
 
+    @contract
     def enter(self, statements: list[ast.stmt], after: frozenset[int]) -> frozenset[int]:
         """Return the first of some statements, or what is after them where there are none."""
         return frozenset([id(statements[0])]) if statements else after
@@ -47,6 +49,7 @@ class Paths:
                 self.edges[id(statement)] = targets if isinstance(statement, SILENT) else targets | block.handlers
                 left += [part for part in inner if part.statements]
 
+    @contract
     def leads_again(self, start: Iterable[int], blocked: set[int]) -> bool:
         """Return whether some way from a node leads to one more round without passing one of the blocked nodes."""
         left = [node for node in start if node not in blocked]
@@ -58,6 +61,7 @@ class Paths:
             left += reached
         return AGAIN in seen
 
+    @contract
     def always_passes(self, nodes: set[int]) -> bool:
         """Return whether all ways to one more round pass one of some nodes."""
         return not self.leads_again([id(self.loop.body[0])], nodes)
@@ -73,6 +77,7 @@ class Paths:
                     yield node, True
 
 
+@contract
 def expand(statement: ast.stmt, after: frozenset[int], block: Block) -> tuple[list[Block], frozenset[int]]:
     """Return the blocks inside a statement, and the statements that may follow it."""
     for kinds, function in EXPANDERS:
@@ -143,6 +148,7 @@ def expand_match(statement: ast.stmt, after: frozenset[int], block: Block) -> tu
     return parts, frozenset().union(*targets, frozenset() if is_complete else after)
 
 
+@contract
 def inside(block: Block, statements: list[ast.stmt], after: frozenset[int]) -> Block:
     """Return statements inside a block: break, continue and exceptions lead where they lead there."""
     return Block(statements, after, block.break_to, block.continue_to, block.handlers)
@@ -158,6 +164,7 @@ EXPANDERS = [
 ]
 
 
+@contract
 def list_heads(statement: ast.stmt) -> list[ast.AST]:
     """Return what a statement evaluates itself: the test of an if, the iterator of a for; a simple statement is all of it."""
     if isinstance(statement, ast.If | ast.While):
@@ -171,6 +178,7 @@ def list_heads(statement: ast.stmt) -> list[ast.AST]:
     return [] if isinstance(statement, ast.Try | ast.TryStar | FunctionNode | ast.ClassDef) else [statement]
 
 
+@contract
 def walk_certain(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """Yield the nodes of expressions that are evaluated in any case: not the rest of an `and`, no lambda, no comprehension."""
     left = [*nodes]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from research.compliance.syntax.containers import get_base, is_extended, list_targets
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name
 from research.compliance.syntax.paths import Paths, list_heads, walk_certain
 
@@ -36,6 +37,7 @@ class Change:
 class Changes:
     """All that a loop does to names."""
 
+    @contract
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
         self.origins = find_origins(paths)
@@ -49,6 +51,7 @@ class Changes:
             for change in changes:
                 self.by_key.setdefault(change.key, []).append(change)
 
+    @contract
     def read(self, node: ast.AST, identity: int) -> Iterator[Change]:
         """Yield what a node does to names."""
         if isinstance(node, ast.AugAssign):  # `counts[key] += 1` counts up what `counts` holds
@@ -85,16 +88,19 @@ class Changes:
         is_plain = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id not in ARITHMETIC
         return CALL if is_plain else STEP
 
+    @contract
     def select(self, key: str, kinds: set[str]) -> set[int]:
         """Return the statements that change a name in one of some manners."""
         return {change.node for change in self.by_key.get(key, []) if change.kind in kinds}
 
+    @contract
     def spoils(self, key: str, wrong: str, allowed: set[str]) -> bool:
         """Return whether a change in the wrong direction, or to a value that is not allowed, leads to one more round."""
         changes = self.by_key.get(key, [])
         bad = {c.node for c in changes if c.kind == wrong or (c.kind == SET and c.value not in allowed)}
         return 0 in bad or self.paths.leads_again(bad, set())
 
+    @contract
     def always(self, nodes: set[int]) -> bool:
         """Return whether each round passes one of some statements."""
         return 0 in nodes or (bool(nodes) and self.paths.always_passes(nodes))
@@ -113,6 +119,7 @@ def find_origins(paths: Paths) -> dict[str, set[str]]:
     return origins
 
 
+@contract
 def list_settings(part: ast.AST) -> list[tuple[str, ast.expr]]:
     """Return the names that a node sets, each with what it is set to."""
     pairs = list[tuple[str, ast.expr]]()
@@ -124,17 +131,20 @@ def list_settings(part: ast.AST) -> list[tuple[str, ast.expr]]:
     return pairs
 
 
+@contract
 def list_sources(value: ast.expr, origins: dict[str, set[str]]) -> set[str]:
     """Return the names that a value is made of, and those that these are made of."""
     keys = list_keys(value)
     return keys.union(*(origins.get(key, ()) for key in keys))
 
 
+@contract
 def list_keys(value: ast.AST) -> set[str]:
     """Return the names, attributes and items that an expression reads, as they are written."""
     return {ast.unparse(node) for node in ast.walk(value) if isinstance(node, ast.Name | ast.Attribute) or is_item(node)}
 
 
+@contract
 def list_names(target: ast.expr) -> list[str]:
     """Return the names that a target binds."""
     return [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
@@ -145,6 +155,7 @@ def is_item(node: ast.AST) -> bool:
     return isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.UnaryOp)
 
 
+@contract
 def is_key(node: ast.expr) -> bool:
     """Return whether an expression is a name, an attribute, or an item with a constant key."""
     return isinstance(node, ast.Name | ast.Attribute) or is_item(node)
@@ -173,6 +184,7 @@ def classify_operation(op: ast.operator, value: ast.expr) -> str:
     return "" if type(op) in {*RISING, *FALLING} else STEP
 
 
+@contract
 def read_number(value: ast.expr) -> float | None:
     """Return the number that an expression is; None for any other."""
     try:
@@ -182,16 +194,19 @@ def read_number(value: ast.expr) -> float | None:
     return float(number) if isinstance(number, int | float) else None
 
 
+@contract
 def is_zero(node: ast.expr) -> bool:
     """Return whether an expression is 0."""
     return isinstance(node, ast.Constant) and node.value == 0
 
 
+@contract
 def calls_clock(value: ast.AST) -> bool:
     """Return whether an expression reads a clock."""
     return any(isinstance(node, ast.Call) and get_last_name(node) in CLOCKS for node in ast.walk(value))
 
 
+@contract
 def classify_clock(value: ast.BinOp) -> str:
     """Return UP for `time() - start`, DOWN for `end - time()`; empty where no clock is read."""
     if isinstance(value.op, ast.Sub) and calls_clock(value.right):

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from research.compliance.findings import Finding
+from research.compliance.syntax.contract import contract
 
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "build", "dist", "outputs", "venv"}
 TEST_FOLDERS = {"test", "tests", "testing"}  # not counted, as conf/ is
@@ -45,6 +46,7 @@ class Tree:
     findings: tuple[Finding, ...] = ()  # files that cannot be read
 
 
+@contract
 def read_tree(root: Path) -> Tree:
     """Return the Python files of a folder, or the one file that `root` is.
 
@@ -73,6 +75,7 @@ def read_tree(root: Path) -> Tree:
     return Tree(folder, tuple(modules), excluded, tuple(findings))
 
 
+@contract
 def parse(text: str) -> ast.Module:
     """Return the syntax tree of a text. What Python would warn of, as of an unknown escape, is left to rule 10."""
     with warnings.catch_warnings():
@@ -86,6 +89,7 @@ def explain_error(error: Exception) -> str:
     return (lines[0] if lines else "")[:120] or type(error).__name__
 
 
+@contract
 def find_package(folder: Path) -> str:
     """Return the dotted name of the package that a folder is; empty where it is none."""
     parts, resolved = list[str](), folder.resolve()
@@ -96,6 +100,7 @@ def find_package(folder: Path) -> str:
     return ".".join(reversed(parts))
 
 
+@contract
 def iter_files(root: Path) -> Iterator[Path]:
     """Yield the Python files below a folder, without environments, caches and hidden folders. Links are not followed."""
     for folder, folders, files in os.walk(root):
@@ -122,6 +127,7 @@ def explain_exclusion(path: str, text: str) -> str:
     return ""
 
 
+@contract
 def to_dotted(path: str, package: str = "") -> str:
     """Return the name by which a file is imported: from the root of its tree, from src/ there, or as a part of `package`."""
     name = path if package else path.removeprefix("src/")

@@ -4,12 +4,14 @@ import ast
 from collections import Counter
 from collections.abc import Mapping
 
+from research.compliance.syntax.contract import contract
 from research.compliance.syntax.folding import get_truth
 from research.compliance.syntax.functions import FunctionNode, get_last_name, walk_own
 
 ORDERED = (ast.Eq, ast.LtE, ast.GtE, ast.Is)
 
 
+@contract
 def find_constants(node: FunctionNode) -> dict[str, ast.Constant]:
     """Return the names that a function binds once, to a constant."""
     nodes = [*walk_own(node)]
@@ -24,6 +26,7 @@ def find_constants(node: FunctionNode) -> dict[str, ast.Constant]:
     }
 
 
+@contract
 def explain_vacuous(test: ast.expr, constants: Mapping[str, ast.Constant]) -> str:
     """Return why the outcome of a test is known; empty where it is not."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -84,6 +87,7 @@ def explain_comparison(test: ast.Compare, constants: Mapping[str, ast.Constant])
     return f"{get_last_name(left)} is never below 0" if is_known else ""
 
 
+@contract
 def is_same(left: ast.expr, right: ast.expr) -> bool:
     """Return whether two expressions are written alike, and are no constants."""
     return ast.dump(left) == ast.dump(right) and not isinstance(left, ast.Constant)
