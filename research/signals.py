@@ -22,6 +22,7 @@ MAX_CAUSES = 10  # of an exit that are looked at: errors may name each other
 class Stopped(BaseException):
     """A signal ends the run. Not an Exception, so no library on the way takes it for a failure."""
 
+    @contract
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum

@@ -76,6 +76,7 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**line | {key: int(line[key]) for key in NUMBERS}) for line in lines]
 
 
+@contract
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write the rows, whole or not at all, and so that they outlive a power cut."""
     from experiments.base import write_csv

@@ -17,7 +17,7 @@ from research.compliance.syntax.tree import Module, Tree
 RULE = 10
 SECONDS = 60  # that ruff may take
 BLANKET = re.compile(
-    r"#\s*(?:noqa(?!\s*:)|type:\s*ignore(?!\[))|#\s*(?:ruff:\s*noqa|mypy:\s*ignore-errors|pylint:\s*skip-file)"
+    r"#\s*(?:noqa(?!\s*:)|type:\s*ignore(?!\[))|#\s*(?:ruff:\s*noqa|mypy:\s*ignore-errors|pylint:\s*(?:skip-file|disable\s*=\s*all))"
 )
 SILENCERS = {"filterwarnings", "simplefilter"}
 

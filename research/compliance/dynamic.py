@@ -11,6 +11,13 @@ from research.compliance.syntax.tree import Module, Tree
 RULE = 8
 EVALUATORS = {"eval", "exec"}  # critical: any text becomes the program
 DYNAMIC = {"getattr": 1, "setattr": 1, "delattr": 1, "__import__": 0, "import_module": 0}  # -> where the name stands
+OF_OBJECT = {
+    "__setattr__",
+    "__delattr__",
+    "__getattribute__",
+}  # the same as methods: the name is the last argument but the value
+NAMESPACES = {"globals", "locals", "vars"}
+CHANGES = {"update", "setdefault", "pop", "clear"}
 Fault = tuple[int, str, bool]
 
 
@@ -40,6 +47,7 @@ def iter_top(module: Module) -> Iterator[ast.stmt]:
             yield statement
 
 
+@contract
 def list_imported(module: Module) -> set[str]:
     """Return the names of a module that are imported."""
     imports = [node for node in ast.walk(module.syntax) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -82,8 +90,10 @@ def find_calls(body: ast.AST, evaluators: set[str]) -> Iterator[Fault]:
             yield node.lineno, f"{name} runs a text as the program; parse it, as by ast.literal_eval or json", True
         elif is_builtin and name == "compile":
             yield node.lineno, "compile makes a program of a text; parse it", False
-        elif is_builtin and is_dynamic(name, node.args):
+        elif (is_builtin and is_dynamic(name, node.args)) or is_dynamic_method(node):
             yield node.lineno, f"{name} with a name that is a value; use a mapping, or write the name", False
+        elif isinstance(node.func, ast.Name) and name == "type" and len(node.args) == 3:
+            yield node.lineno, "type makes a class that no reader sees; write the class", False
 
 
 def is_dynamic(name: str, arguments: list[ast.expr]) -> bool:
@@ -92,9 +102,36 @@ def is_dynamic(name: str, arguments: list[ast.expr]) -> bool:
     return index < len(arguments) and not isinstance(arguments[index], ast.Constant)
 
 
+def is_dynamic_method(node: ast.Call) -> bool:
+    """Return whether a call is that of `object.__setattr__`, or of super's, with a name that is a value."""
+    if not isinstance(node.func, ast.Attribute) or node.func.attr not in OF_OBJECT or not node.args:
+        return False
+    index = 0 if isinstance(node.func.value, ast.Call) else 1  # super() has its object
+    return index < len(node.args) and not isinstance(node.args[index], ast.Constant)
+
+
+def is_namespace(node: ast.expr) -> bool:
+    """Return whether an expression is the mapping of a module's, an object's or Python's own names."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "__dict__" or ast.unparse(node) == "sys.modules"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id in NAMESPACES
+    return isinstance(node, ast.Name) and node.id == "__builtins__"
+
+
 def find_patches(body: ast.AST, imported: set[str]) -> Iterator[Fault]:
-    """Yield the assignments of a body to attributes of what is imported."""
+    """Yield the assignments of a body to attributes of what is imported, and to the mappings behind names."""
     for node in walk_own(body):
+        is_written = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del) and is_namespace(node.value)
+        is_called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES
+        is_merged = (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_called and is_namespace(node.func.value)
+        )
+        if isinstance(node, ast.Subscript | ast.Call) and (is_written or is_merged):
+            yield node.lineno, "names are set by a mapping behind them; set the attribute itself", False
+        is_reader = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "__builtins__"
+        if isinstance(node, ast.Subscript) and is_reader:
+            yield node.lineno, "__builtins__ is read by a name; call the function itself", True
         is_set = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)
         if isinstance(node, ast.Attribute) and is_set and isinstance(node.value, ast.Name) and node.value.id in imported:
             yield node.lineno, f"{node.value.id}.{node.attr} is patched for everybody; pass it on instead", False

@@ -36,8 +36,8 @@ def check(tree: Tree, graph: CallGraph, mypy_lines: Sequence[str] | None = None)
     for module in tree.modules:
         for line, message in find_swallowed(module.syntax):
             findings.append(Finding(module.path, line, RULE, f"{module.name}:{line}", message, True))
-        nodes = ast.walk(module.syntax)
-        units += sum(isinstance(n, ast.ExceptHandler) or (isinstance(n, ast.Call) and is_suppress(n)) for n in nodes)
+        nodes, names = ast.walk(module.syntax), list_suppressors(module.syntax)
+        units += sum(isinstance(n, ast.ExceptHandler) or (isinstance(n, ast.Call) and is_suppress(n, names)) for n in nodes)
     return RuleResult(RULE, units, findings)
 
 
@@ -84,16 +84,27 @@ def explain_dropped(unit: str, call: ast.Call, graph: CallGraph) -> str:
 
 def find_swallowed(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the lines where any exception is swallowed, each with what to do."""
+    names = list_suppressors(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and is_broad(node.type) and all(map(is_nothing, node.body)):
             yield node.lineno, "any exception is swallowed; name the exception that is meant, or log it"
-        if isinstance(node, ast.Call) and is_suppress(node) and any(map(is_broad, node.args)):
+        if isinstance(node, ast.Call) and is_suppress(node, names) and any(map(is_broad, node.args)):
             yield node.lineno, "suppress swallows any exception; name the one that is meant"
+        if isinstance(node, ast.Try | ast.TryStar):
+            for statement in (child for item in node.finalbody for child in [item, *walk_own(item)]):
+                if isinstance(statement, ast.Return):
+                    yield statement.lineno, "return in a finally swallows any exception; return after it"
 
 
-def is_suppress(node: ast.Call) -> bool:
+def list_suppressors(tree: ast.AST) -> set[str]:
+    """Return the names by which a module knows contextlib.suppress."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "contextlib"]
+    return {"suppress"} | {alias.asname or alias.name for node in imports for alias in node.names if alias.name == "suppress"}
+
+
+def is_suppress(node: ast.Call, names: set[str]) -> bool:
     """Return whether a call is that of contextlib.suppress."""
-    return get_last_name(node) == "suppress"
+    return get_last_name(node) in names
 
 
 def is_broad(node: ast.expr | None) -> bool:

@@ -1,4 +1,4 @@
-"""Rule 6: the smallest scope. No global, no nonlocal, no mutable default, no variable of a module that changes."""
+"""Rule 6: the smallest scope. No global, no nonlocal, no mutable default, no variable of a module or class that changes."""
 
 import ast
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name, list_functions
+from research.compliance.syntax.names import read_imports
 from research.compliance.syntax.tree import Module, Tree
 
 RULE = 6
@@ -16,20 +17,20 @@ LITERALS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp
 
 @contract
 def check(tree: Tree) -> RuleResult:
-    """Return the functions and the bindings of modules whose state is wider than it needs to be."""
+    """Return the functions and the bindings of modules and classes whose state is wider than it needs to be."""
     findings, units = list[Finding](), 0
+    changed = find_all_changed(tree)
     for module in tree.modules:
         functions = list_functions(module)
         bindings = list_bindings(module)
-        changed = find_changed(module, set(bindings))
         units += len(functions) + len(bindings)
         for function in functions:
             for line, message in find_wide(function.node):
                 findings.append(Finding(module.path, line, RULE, function.unit, message))
         for name, (line, is_constant) in bindings.items():
             unit = f"{module.name}.{name}"
-            if name in changed:
-                message = f"{name} is changed after the import, line {changed[name]}; pass it on, or keep it in an object"
+            if unit in changed:
+                message = f"{name} is changed after the import, {changed[unit]}; pass it on, or keep it in an object"
                 findings.append(Finding(module.path, line, RULE, unit, message))
             elif not is_constant:
                 message = f"{name} is a container that anybody may change; make it a constant in capitals, or a tuple"
@@ -54,9 +55,12 @@ def is_mutable(node: ast.expr) -> bool:
 
 
 def list_bindings(module: Module) -> dict[str, tuple[int, bool]]:
-    """Return the names that a module binds to mutable containers: their line, and whether the name is a constant's."""
-    bindings = dict[str, tuple[int, bool]]()
-    for statement in module.syntax.body:
+    """Return the names that a module or a class binds to mutable containers: the line, and whether it is a constant's name."""
+    bindings, left = dict[str, tuple[int, bool]](), [("", statement) for statement in module.syntax.body]
+    while left:
+        prefix, statement = left.pop()
+        if isinstance(statement, ast.ClassDef):
+            left += [(f"{prefix}{statement.name}.", child) for child in statement.body]
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
             targets = [statement.target]
@@ -64,29 +68,42 @@ def list_bindings(module: Module) -> dict[str, tuple[int, bool]]:
         for target in targets:
             if isinstance(target, ast.Name) and value is not None and is_mutable(value):
                 is_constant = target.id.lstrip("_").isupper() or target.id.startswith("__")
-                bindings[target.id] = target.lineno, is_constant
+                bindings[f"{prefix}{target.id}"] = target.lineno, is_constant
     return bindings
 
 
-def find_changed(module: Module, names: set[str]) -> dict[str, int]:
-    """Return the names of a module that one of its functions changes, with the line."""
-    changed = dict[str, int]()
-    for function in list_functions(module):
-        own = {argument.arg for argument in ast.walk(function.node.args) if isinstance(argument, ast.arg)}
-        own |= {n.id for n in ast.walk(function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        for node in ast.walk(function.node):
-            name = get_changed(node)
-            if name in names and name not in own:
-                changed.setdefault(name, function.node.lineno)
+def find_all_changed(tree: Tree) -> dict[str, str]:
+    """Return the bindings of a tree that a function changes, in their own file or another, each with where."""
+    names = {module.name: list_bindings(module) for module in tree.modules}
+    bindings = {f"{module}.{name}" for module, found in names.items() for name in found}
+    changed = dict[str, str]()
+    for module in tree.modules:
+        imports = read_imports(module, ast.walk(module.syntax))
+        for function in list_functions(module):
+            owner = function.name.rpartition(".")[0] if function.owner is not None else ""
+            own = {argument.arg for argument in ast.walk(function.node.args) if isinstance(argument, ast.arg)}
+            own |= {n.id for n in ast.walk(function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            for node in ast.walk(function.node):
+                first, _, rest = get_changed(node).partition(".")
+                if first in ("self", "cls") and first in own:
+                    unit = f"{module.name}.{owner}.{rest}"
+                elif first in own:
+                    continue
+                else:
+                    unit = f"{imports.get(first, f'{module.name}.{first}')}.{rest}".rstrip(".")
+                if unit in bindings:
+                    changed.setdefault(unit, f"line {function.node.lineno} of {module.path}")
     return changed
 
 
 def get_changed(node: ast.AST) -> str:
-    """Return the name of the container that a node changes; empty where it changes none."""
+    """Return the name of the container that a node changes, as `a` or `a.b`; empty where it changes none."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
         node = node.func.value
     elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
         node = node.value
     else:
         return ""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Origin(NamedTuple):
 
     key: str = "data.path"
     fix: str = FIX
-    parts: Mapping[Path, SplitName] = {}
+    parts: Mapping[Path, SplitName] = MappingProxyType({})
 
 
 @dataclass

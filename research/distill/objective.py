@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from research import rules
 from research.composition.teacher import DISTILL, check_loss, check_settings_of_teacher, complete_teacher
+from research.contracts import contract
 from research.data.spec import Dataset, Images
 from research.distill.divergence import Kind, TopK, diverge, diverge_top_k, select_top_k
 from research.distill.hidden import compare_outputs, match_blocks, record_outputs
@@ -156,5 +157,6 @@ class Distill(RunObjective):
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums.cpu()}
 
+    @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums.copy_(state["sums"])

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from research.contracts import contract
-
 Settings = tuple[float, ...]  # lr, both betas, eps, weight decay, whether that is L2, the filter's weight and gain
 Row = tuple[Tensor, Tensor, Tensor | None, dict[str, Any], Settings]  # parameter, gradient, EMA or None, state, settings
 CHUNK, BLOCK = 16384, 1024  # numbers that a program takes, in all and at a time
@@ -105,7 +103,6 @@ def _send_to_device(rows: Sequence[Sequence[float]], dtype: torch.dtype, device:
     return torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-@contract
 def passes_self_test(device: torch.device) -> bool:
     """Return whether a step on a device is right: 1, with gradient 1, falls by lr and lr / 2; a second step is skipped."""
     p, grad, ema, m, v = (torch.full((3,), value, device=device) for value in (1.0, 1.0, 1.0, 0.0, 0.0))

@@ -110,6 +110,7 @@ def find_source(name: str) -> Path | None:
 
 
 @cache
+@contract
 def find_package(name: str) -> Path | None:
     """Return the source file of a module at the top; an empty path for compiled code, None where there is none."""
     spec = importlib.util.find_spec(name) if name else None

@@ -46,6 +46,7 @@ class RequestedConfig(KnownKeys):
     mistakes: dict[str, str] = field(default_factory=dict)  # key -> its first mistake
 
     @classmethod
+    @contract
     def from_overrides(cls, overrides: list[Override], sweep_lines: dict[str, str]) -> "RequestedConfig":
         """Compose the options and set every key. Raise HydraException where the options do not compose."""
         requested = cls(compose(overrides), sweep_lines=sweep_lines)

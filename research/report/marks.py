@@ -63,6 +63,7 @@ def scatter(axes: Axes, points: Sequence[tuple[float, float]], label: str, count
         axes.scatter([x for x, _ in points], [y for _, y in points], label=label, **style)
 
 
+@contract
 def mark_steps(axes: Axes, target: Target, positions: Mapping[int, float]) -> None:
     """Draw each trial's steps to the target at its place along x; hollow at the top where it was not reached."""
     reached = [(positions[n], steps) for n, steps in target.steps.items() if n in positions and steps is not None]

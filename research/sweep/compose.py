@@ -36,6 +36,7 @@ CACHE_SIZE = 8  # configurations, each of other choices
 class Composer:
     """Stands where a launcher expects Hydra's config loader."""
 
+    @contract
     def __init__(self, loader: Any) -> None:
         self.loader, self.parser = loader, OverridesParser.create()
         self.cache: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}  # with the overrides of the configuration
@@ -134,6 +135,7 @@ def apply_values(composed: DictConfig, lines: list[str], overrides: list[Overrid
     return config
 
 
+@contract
 def is_group(loader: Any, name: str) -> bool:
     """Return True if the name is a group's: one of several parts, or one that the config loader knows."""
     return "/" in name or bool(loader.repository.group_exists(name))

@@ -79,6 +79,7 @@ def all_reduce_max(value: int) -> int:
     return int(agreed.item())
 
 
+@contract
 def broadcast(value: Any) -> Any:
     """Return rank 0's value, on every process."""
     return all_gather(value)[0]  # the values are small, and seldom needed

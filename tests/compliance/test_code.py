@@ -48,6 +48,11 @@ CLEAN: dict[int, dict[str, str]] = {
         "a constant in capitals": "NAMES = {'a': 1}\ndef f() -> int:\n    return NAMES['a']\n",
         "a tuple": "names = ('a', 'b')\n",
         "None as a default": "def f(a: list[int] | None = None) -> list[int]:\n    return a or []\n",
+        "a list of a dataclass": "import dataclasses\nclass A:\n    x: list[int] = dataclasses.field(default_factory=list)\n",
+        "a constant of a class": "class A:\n    NAMES = ['a']\n    def f(self) -> str:\n        return self.NAMES[0]\n",
+        "a list of an object": (
+            "class A:\n    def __init__(self) -> None:\n        self.x = []\n    def f(self) -> None:\n        self.x.append(2)\n"
+        ),
         "a local list of the same name": "ITEMS = [1]\ndef f() -> None:\n    ITEMS = []\n    ITEMS.append(2)\n",
     },
     7: {
@@ -120,6 +125,9 @@ LIES: dict[int, dict[str, str]] = {
         "a list in small letters": "names = ['a']\n",
         "a constant that grows": "NAMES = ['a']\ndef f() -> None:\n    NAMES.append('b')\n",
         "a constant that is set": "NAMES: dict[str, int] = {}\ndef f() -> None:\n    NAMES['a'] = 1\n",
+        "a list of a class": "class A:\n    names: list[str] = []\n",
+        "a constant of a class that grows": "class A:\n    N = ['a']\n    def f(self) -> None:\n        self.N.append('b')\n",
+        "one that another changes": "class A:\n    NAMES = ['a']\ndef f() -> None:\n    A.NAMES.append('b')\n",
     },
     7: {
         "no type": "def f(a) -> int:\n    return a\n",
@@ -130,6 +138,8 @@ LIES: dict[int, dict[str, str]] = {
         "except Exception and continue": "for i in (1, 2):\n    try:\n        x = 1\n    except Exception:\n        continue\n",
         "any exception among others": "try:\n    x = 1\nexcept (KeyError, Exception):\n    ...\n",
         "suppressed": "import contextlib\nwith contextlib.suppress(Exception):\n    x = 1\n",
+        "suppressed under another name": "from contextlib import suppress as s\nwith s(Exception):\n    x = 1\n",
+        "return in a finally": "def f() -> int:\n    try:\n        raise ValueError\n    finally:\n        return 0\n",
         "None in its place": "def f() -> None:\n    try:\n        g = 1\n    except BaseException:\n        return None\n",
     },
     8: {
@@ -144,6 +154,12 @@ LIES: dict[int, dict[str, str]] = {
         "a module of any name": "import importlib\ndef f(name: str) -> object:\n    return importlib.import_module(name)\n",
         "keywords handed on": "def f(**kwargs: int) -> None:\n    print(**kwargs)\n",
         "a patched module": "import os\ndef f() -> None:\n    os.sep = '/'\n",
+        "builtins by a name": "def f(a: str) -> object:\n    return __builtins__['eval'](a)\n",
+        "globals that are set": "def f(a: str) -> None:\n    globals()[a] = 1\n",
+        "a variable that is set": "def f(x: object, a: str) -> None:\n    vars(x)[a] = 1\n",
+        "attributes by their mapping": "def f(x: object, a: str) -> None:\n    x.__dict__.update({a: 1})\n",
+        "a dynamic attribute of a frozen object": "def f(x: object, a: str) -> None:\n    object.__setattr__(x, a, 1)\n",
+        "a class that nobody reads": "def f(a: str) -> type:\n    return type(a, (), {})\n",
     },
     9: {
         "three steps": "def f(a):\n    return a.b.c.d\n",
@@ -157,6 +173,7 @@ LIES: dict[int, dict[str, str]] = {
         "a whole file": "# ruff: noqa\nx = 1\n",
         "mypy off": "# mypy: ignore-errors\nx = 1\n",
         "all warnings off": "import warnings\n\nwarnings.filterwarnings('ignore')\n",
+        "pylint off": "# pylint: disable=all\nx = 1\n",
         "all warnings off, simply": "import warnings\n\nwarnings.simplefilter('ignore')\n",
     },
 }
@@ -211,3 +228,23 @@ def test_ruff_that_cannot_look_is_told(tmp_path: Path) -> None:
     (tmp_path / "ruff.toml").write_text("line-length = 'wide'\n", encoding="utf-8")
     (note,) = analysers.check(tree).notes
     assert note.startswith("ruff has not looked, rule 10 judges without it: ")
+
+
+def test_a_constant_that_another_file_changes_is_found(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, a="NAMES = ['a']\n", b="from a import NAMES\ndef f() -> None:\n    NAMES.append('b')\n")
+    (finding,) = scope.check(tree).findings
+    assert (finding.path, finding.unit) == ("a.py", "a.NAMES")
+    assert "line 2 of b.py" in finding.message
+
+
+@pytest.mark.parametrize("folder", ["tests", "conf"])
+def test_what_the_code_imports_counts_wherever_it_lies(tmp_path: Path, folder: str) -> None:
+    """A folder of tests is no place to hide code in: what others import is code. What only tests import is not."""
+    hidden = {
+        f"{folder}__hidden": "from tests.more import g\nf = 1\ndef h(): ...\n",
+        "tests__more": "g = 2\n",
+        "tests__alone": "x = 3\n",
+    }
+    tree = make_tree(tmp_path, code=f"from {folder}.hidden import f\nprint(f)\n", **hidden)
+    assert [module.path for module in tree.modules] == sorted(["code.py", f"{folder}/hidden.py", "tests/more.py"])
+    assert tree.excluded == {"tests/alone.py": "test"}

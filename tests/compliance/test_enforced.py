@@ -62,6 +62,10 @@ LIES: dict[str, tuple[str, int]] = {
         f"{GUARD}from typing import TypeVar\nT = TypeVar('T')\n@contract\ndef f(a: T, b: T | None) -> T:\n    return a\n",
         0,
     ),
+    "they are type variables of another file": (
+        f"{GUARD}from b import T\n@contract\ndef f(a: T, b: T | None) -> T:\n    return a\n",
+        0,
+    ),
     "they are protocols": (
         f"{GUARD}import typing\nclass P(typing.Protocol):\n    x: int\n@contract\ndef f(a: P, b: P) -> P:\n    return a\n",
         0,
@@ -91,6 +95,7 @@ def refuse(*tests: str) -> str:
 def check(folder: Path, source: str) -> RuleResult:
     """Return what rule 5 says of one file."""
     (folder / "a.py").write_text(source)
+    (folder / "b.py").write_text("from typing import TypeVar\nT = TypeVar('T')\n")
     return checks.check(tree := read_tree(folder), CallGraph(tree))
 
 

@@ -5,7 +5,7 @@ which calls that and can raise because of what it was called with. One that retu
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.contract import contract
@@ -36,7 +36,8 @@ class Enforcement:
         self.graph = graph
         self.enforcers = {unit for unit, function in graph.functions.items() if enforces(function, graph)}
         self.unknown = {module.name: list_unknown(module.syntax) for module in graph.tree.modules}
-        self.shapeless = {module.name: UNCHECKED | list_shapeless(module.syntax) for module in graph.tree.modules}
+        made = {module.name: list_shapeless(module.syntax) for module in graph.tree.modules}
+        self.shapeless = {name: UNCHECKED | made[name] | find_imported(graph.names[name].imports, made) for name in made}
 
     @contract
     def is_enforced(self, function: Function) -> bool:
@@ -105,6 +106,12 @@ def list_shapeless(syntax: ast.Module) -> set[str]:
     made = [node for node in syntax.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)]
     made = [node for node in made if get_last_name(node.value) in SHAPELESS]
     return {target.id for node in made for target in node.targets if isinstance(target, ast.Name)}
+
+
+def find_imported(imports: Mapping[str, str], made: Mapping[str, set[str]]) -> set[str]:
+    """Return the names of a module that it imports from where they are made so."""
+    pairs = [(name, *dotted.rpartition(".")[::2]) for name, dotted in imports.items()]
+    return {name for name, home, original in pairs if original in made.get(home, ())}
 
 
 def list_unknown(syntax: ast.Module) -> set[str]:

@@ -5,7 +5,8 @@ import os
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,8 @@ def read_tree(root: Path) -> Tree:
     paths = sorted(iter_files(root)) if root.is_dir() else [root] if root.suffix == ".py" and root.is_file() else []
     if not paths:
         raise ValueError(f"PATH={root}: there is no Python file; give a folder with some, or one of them")
-    modules, excluded, findings = list[Module](), dict[str, str](), list[Finding]()
+    modules, findings = list[Module](), list[Finding]()
+    excluded, texts = dict[str, str](), dict[str, tuple[str, str]]()
     package = find_package(folder)
     for path in paths:
         name = path.relative_to(folder).as_posix()
@@ -66,13 +68,45 @@ def read_tree(root: Path) -> Tree:
                 text = file.read()
             if reason := explain_exclusion(name, text):
                 excluded[name] = reason
+                texts |= {dotted: (name, text)} if reason != "generated" else {}
                 continue
             modules.append(Module(name, dotted, text, parse(text)))
         except (SyntaxError, ValueError, LookupError, RecursionError, MemoryError, OSError) as error:
             line = (error.lineno if isinstance(error, SyntaxError) else None) or 1
             message = f"it cannot be read: {explain_error(error)}; mend it, or take it out of the tree"
             findings.append(Finding(name, line, 0, dotted, message, True))
-    return Tree(folder, tuple(modules), excluded, tuple(findings))
+    counted = add_imported(modules, texts)
+    paths_counted = {module.path for module in counted}
+    left = {name: reason for name, reason in excluded.items() if name not in paths_counted}
+    return Tree(folder, counted, left, tuple(findings))
+
+
+def add_imported(modules: Sequence[Module], texts: Mapping[str, tuple[str, str]]) -> tuple[Module, ...]:
+    """Return the modules of a tree and those of `texts` that they import: what the code needs counts, wherever it lies."""
+    counted = {module.name: module for module in modules}
+    left = [*modules]
+    while left:
+        for dotted in list_imported(left.pop()):
+            if dotted in texts and dotted not in counted:
+                with suppress(SyntaxError, ValueError):  # a test that cannot be read is the test runner's
+                    name, text = texts[dotted]
+                    counted[dotted] = Module(name, dotted, text, parse(text))
+                    left.append(counted[dotted])
+    return tuple(sorted(counted.values(), key=lambda module: module.path))
+
+
+@contract
+def list_imported(module: Module) -> set[str]:
+    """Return the dotted names that the imports of a module may mean, of modules or of what is in them."""
+    package = module.name.split(".") if module.path.endswith("__init__.py") else module.name.split(".")[:-1]
+    names = set[str]()
+    for node in ast.walk(module.syntax):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            home = [*(package[: len(package) - node.level + 1] if node.level else []), *filter(None, [node.module])]
+            names |= {".".join(home), *(".".join([*home, alias.name]) for alias in node.names)}
+    return names
 
 
 @contract
