@@ -51,7 +51,8 @@ CLEAN: dict[int, dict[str, str]] = {
         "a list of a dataclass": "import dataclasses\nclass A:\n    x: list[int] = dataclasses.field(default_factory=list)\n",
         "a constant of a class": "class A:\n    NAMES = ['a']\n    def f(self) -> str:\n        return self.NAMES[0]\n",
         "a list of an object": (
-            "class A:\n    def __init__(self) -> None:\n        self.x = []\n    def f(self) -> None:\n        self.x.append(2)\n"
+            "class A:\n    def __init__(self) -> None:\n        self.x = []\n"
+            "    def f(self) -> None:\n        self.x.append(2)\n"
         ),
         "a local list of the same name": "ITEMS = [1]\ndef f() -> None:\n    ITEMS = []\n    ITEMS.append(2)\n",
     },
