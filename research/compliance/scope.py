@@ -7,7 +7,7 @@ from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import get_last_name, list_functions
 from research.compliance.syntax.names import read_imports
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 6
 MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "deque", "defaultdict", "Counter", "OrderedDict"}
@@ -40,7 +40,7 @@ def check(tree: Tree) -> RuleResult:
 
 def find_wide(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, str]]:
     """Yield the lines of a function that reach out of it, each with what is wrong."""
-    for child in ast.walk(node):
+    for child in walk(node):
         if isinstance(child, ast.Global | ast.Nonlocal):
             word = "global" if isinstance(child, ast.Global) else "nonlocal"
             yield child.lineno, f"{word} {', '.join(child.names)}; return the value, or keep it in an object"
@@ -78,12 +78,12 @@ def find_all_changed(tree: Tree) -> dict[str, str]:
     bindings = {f"{module}.{name}" for module, found in names.items() for name in found}
     changed = dict[str, str]()
     for module in tree.modules:
-        imports = read_imports(module, ast.walk(module.syntax))
+        imports = read_imports(module, module.nodes)
         for function in list_functions(module):
             owner = function.name.rpartition(".")[0] if function.owner is not None else ""
-            own = {argument.arg for argument in ast.walk(function.node.args) if isinstance(argument, ast.arg)}
-            own |= {n.id for n in ast.walk(function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            for node in ast.walk(function.node):
+            own = {argument.arg for argument in walk(function.node.args) if isinstance(argument, ast.arg)}
+            own |= {n.id for n in walk(function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            for node in walk(function.node):
                 first, _, rest = get_changed(node).partition(".")
                 if first in ("self", "cls") and first in own:
                     unit = f"{module.name}.{owner}.{rest}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import Function, get_last_name, walk_own
+from research.compliance.syntax.tree import walk
 from research.compliance.syntax.vacuous import explain_vacuous, find_constants
 
 LIBRARIES = {"beartype.beartype", "typeguard.typechecked", "pydantic.validate_call"}
@@ -164,4 +165,4 @@ def list_derived(function: Function, walked: list[ast.AST]) -> set[str]:
 @contract
 def list_names(node: ast.AST) -> set[str]:
     """Return the plain names in an expression."""
-    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+    return {child.id for child in walk(node) if isinstance(child, ast.Name)}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import FunctionNode, get_last_name
+from research.compliance.syntax.tree import list_children, walk
 
 INSPECTORS = {
     "isinstance", "issubclass", "cast", "super", "type", "hasattr", "getattr", "setattr", "id", "repr", "str", "callable",
@@ -19,7 +20,7 @@ def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
     while left:
         child = left.pop()
         yield child
-        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else ast.iter_child_nodes(child)
+        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else list_children(child)
 
 
 def list_unread(node: ast.AST) -> list[ast.AST]:
@@ -31,9 +32,9 @@ def list_unread(node: ast.AST) -> list[ast.AST]:
     if isinstance(node, ast.Subscript):
         return [node.slice]
     if isinstance(node, ast.AnnAssign):
-        return [*ast.walk(node.annotation)]
+        return [*walk(node.annotation)]
     if isinstance(node, ast.ExceptHandler) and node.type is not None:
-        return [*ast.walk(node.type)]
+        return [*walk(node.type)]
     is_named = isinstance(node, ast.Call) and not isinstance(node.func, ast.Call)  # `type(x)(map(f, x))` calls f
     if isinstance(node, ast.Call) and is_named and get_last_name(node) in INSPECTORS:
         return list_outside_calls(node.args)
@@ -47,7 +48,7 @@ def list_outside_calls(nodes: Iterable[ast.expr]) -> list[ast.AST]:
         node = left.pop()
         if not isinstance(node, ast.Call):
             outside.append(node)
-            left += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+            left += [child for child in list_children(node) if isinstance(child, ast.expr)]
     return outside
 
 
