@@ -27,14 +27,23 @@ from research.contracts import contract
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {  # a room's modules that its tests drive in this process, and those tests
     "options": (
-        ("condition", "files", "signature", "source", "conf", "habits", "renames", "trigger"),
-        ("tests/options", "tests/test_nesting.py", "tests/optim/test_triggers.py"),
+        ("condition", "files", "signature", "source", "conf", "habits", "renames"),
+        (
+            "tests/options/test_files.py",
+            "tests/options/test_renames.py",
+            "tests/options/test_signature.py",
+            "tests/test_nesting.py",
+        ),
     ),
     "files": (("lines", "cells", "columns", "features", "labels", "documents", "sources", "quality"), ("tests/files",)),
-    "report": (("results", "target", "gap", "markdown", "blocks", "study"), ("tests/report",)),
+    "composition": (
+        ("compose", "overrides", "complete", "pretrained", "recorded"),
+        ("tests/composition", "tests/test_nesting.py"),
+    ),
 }
 LEFT_OUT = ("Bit", "RemoveDecorator", "Variable")  # of annotations, of the contracts themselves, of names that are not there
-PARTS = ["research", "tests", "conf", "benchmarks", "experiments", "hydra_plugins", "docs", "train.py", "pyproject.toml"]
+LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "outputs", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+OURS = {"research", "benchmarks", "experiments", "hydra_plugins"}  # packages that a child imports from its copy
 ARMS = ("tests", "contracts", "hook")
 COLUMNS = ("room", "module", "operator", "occurrence", "killed_by")
 TIMEOUT = 300  # seconds for the tests of a room; a mutant that needs more has been noticed
@@ -90,7 +99,7 @@ def run_tests(folder: Path, room: str, arm: str) -> None:
     """Exit with pytest's code for the tests of a room in a copy of the tree: in a child process, of which nothing is left."""
     os.chdir(folder)
     sys.dont_write_bytecode = True  # a mutant of the same second and size would be taken for the one before
-    for name in [name for name in sys.modules if name.split(".")[0] in PARTS]:
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
         del sys.modules[name]
     sys.path[:0] = [str(folder), str(folder / "tests")]
     import jaxtyping
@@ -104,7 +113,18 @@ def run_tests(folder: Path, room: str, arm: str) -> None:
     with open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 1)
         os.dup2(null.fileno(), 2)
-    options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+    options = [
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-o",
+        "filterwarnings=",
+    ]
     os._exit(pytest.main([*options, *ROOMS[room][1]]))
 
 
@@ -152,15 +172,14 @@ def main(mutants: int, table: Path | None) -> harness.Results:
     import torch  # noqa: F401  (in this process once, for all its children)
 
     with tempfile.TemporaryDirectory() as name:
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, Path(name) / part)
+        folder = Path(name) / "copy"
+        shutil.copytree(ROOT, folder, ignore=LEFT_BEHIND)
         for room in ROOMS:
-            if broken := [arm for arm in ARMS if not passes(Path(name), room, arm)]:
+            if broken := [arm for arm in ARMS if not passes(folder, room, arm)]:
                 raise ValueError(f"the tests of {room} fail without a fault: {broken}")
         for index, mutant in enumerate(chosen):
             if mutant not in killers:
-                killers[mutant] = find_killer(mutant, Path(name))
+                killers[mutant] = find_killer(mutant, folder)
                 print(
                     f"{index + 1:>4} of {len(chosen)}  {' '.join(map(str, mutant)):<80} {killers[mutant] or 'alive'}",
                     flush=True,
