@@ -38,13 +38,14 @@ def iter_tokens(
         logits = decoder.feed(torch.tensor(context))
     for left in reversed(range(count)):
         yield (token := sampler(logits))
+        if not left:
+            return
         context.append(token)
         unread = [token]
         if len(context) > max_seq_len:
             unread = context = context[-max_seq_len // 2 :]
             decoder.reset()
-        if left:
-            logits = decoder.feed(torch.tensor(unread))
+        logits = decoder.feed(torch.tensor(unread))
 
 
 @contract

@@ -196,7 +196,10 @@ def to_value_type(annotation: Any) -> ValueType:
 def describe(annotation: Any) -> str:
     """Return what a type takes, in words."""
     plain = strip_null(annotation)
-    kind, items = get_origin(plain), get_args(plain)
-    words = "keys and values" if kind is dict else ""
-    words = words or (f"a list, each item {to_value_type(items[0])}" if kind is list else str(to_value_type(plain)))
+    words = f"a list, each item {describe_item(get_args(plain)[0])}" if get_origin(plain) is list else describe_item(plain)
     return f"{words} or null" if plain is not annotation else words
+
+
+def describe_item(annotation: Any) -> str:
+    """Return what a type takes that is no list."""
+    return "keys and values" if get_origin(annotation) is dict else str(to_value_type(annotation))
