@@ -66,15 +66,15 @@ class Mutant(NamedTuple):
 
 @contract
 def list_mutants(count: int) -> list[Mutant]:
-    """Return mutants of the rooms, as many of each room; always the same ones of the same code."""
+    """Return mutants of the rooms in turn; always the same ones of the same code, and the first of a larger number."""
     from cosmic_ray.plugins import operator_names
 
     names = [name for name in operator_names() if not any(word in name for word in LEFT_OUT)]
-    chosen = list[Mutant]()
+    rooms = list[list[Mutant]]()
     for room, (modules, _) in ROOMS.items():
-        every = [mutant for module in modules for name in names for mutant in iter_occurrences(room, module, name)]
-        chosen += random.Random(0).sample(every, min(len(every), count // len(ROOMS)))
-    return chosen
+        rooms.append([mutant for module in modules for name in names for mutant in iter_occurrences(room, module, name)])
+        random.Random(0).shuffle(rooms[-1])
+    return [mutant for together in zip(*rooms, strict=False) for mutant in together][:count]
 
 
 def iter_occurrences(room: str, module: str, name: str) -> Iterator[Mutant]:

@@ -160,7 +160,6 @@ def iter_targets(key: str, node: Any, names: tuple[str, ...] = ("_target_",)) ->
             left += [(f"{key}.{index}", inner) for index, inner in enumerate(node)]
 
 
-@contract
 def is_interpolated(value: Any) -> bool:
     """Return whether a text or a list holds a reference to another key, whose value is not known here."""
     return isinstance(value, str | list) and "${" in str(value)

@@ -21,7 +21,6 @@ PRESET = "options are chosen by name: GROUP=OPTION; several at once are a preset
 FALSE, TRUE = ("false", "0", "no", "off", "null", "none", "n"), ("true", "1", "yes", "on", "y", "t")
 
 
-@contract
 def squash(name: str) -> str:
     """Return a name without what people write differently: case, - and _."""
     return re.sub(r"[-_\s]", "", name).lower()
@@ -165,7 +164,6 @@ def respell_interval(text: str) -> str:
     return f"interval({low},{high})" if re.search("uniform|linspace|float|int", name) else ""
 
 
-@contract
 def count_changed_letters(a: str, b: str) -> int:
     """Return the letters between the common start and the common end: 1 for a typing slip, 2 for two letters swapped."""
     length = max(len(a), len(b))
