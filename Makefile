@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 AT_ONCE ?= 2
 
-.PHONY: help setup setup-dev train test test-slow test-matrix check check-native bench studies faults picture pictures ui
+.PHONY: help setup setup-dev train test test-slow test-matrix check ten check-native bench studies faults mutants picture pictures ui
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-20s %s\n' "$$name" "$$text"; done
@@ -67,6 +67,9 @@ check: setup-dev ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+ten: setup ## the Power of Ten over this repository
+	@$(BIN)/python -m research.compliance . $(ARGS)
+
 # The C kernels with every installed compiler, under AddressSanitizer and UndefinedBehaviorSanitizer if it has them. A read or
 # write beyond a tensor ends the tests.
 COMPILERS ?= gcc clang
@@ -101,6 +104,10 @@ studies: setup ## the quick size of every study, from nothing
 faults: setup-dev ## kill and damage runs, and see that nothing is lost
 	@$(BIN)/python -m benchmarks.faults --table experiments/faults $(ARGS)
 	@$(BIN)/python -m benchmarks.sweep_kills
+
+# Needs cosmic-ray. After a kill the same command goes on with the next mutant.
+mutants: setup-dev ## put faults into the code, and see what contracts find that tests miss
+	@$(BIN)/python -m benchmarks.mutants --table experiments/mutants $(ARGS)
 
 # The README's picture. It shows seconds and speeds, so record it on a quiet machine.
 picture: setup ## record the README's terminal

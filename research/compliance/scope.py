@@ -75,7 +75,7 @@ def list_bindings(module: Module) -> dict[str, tuple[int, bool]]:
 def find_all_changed(tree: Tree) -> dict[str, str]:
     """Return the bindings of a tree that a function changes, in their own file or another, each with where."""
     names = {module.name: list_bindings(module) for module in tree.modules}
-    bindings = {f"{module}.{name}" for module, found in names.items() for name in found}
+    bindings = {f"{module}.{name}" for module, own in names.items() for name in own}
     changed = dict[str, str]()
     for module in tree.modules:
         imports = read_imports(module, module.nodes)
