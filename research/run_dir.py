@@ -148,10 +148,13 @@ def parse_json(text: str) -> dict[str, Any]:
 
 @contract
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Once this returns it outlives a power cut."""
+    """Write a file whole or not at all. Once this returns it outlives a power cut. Raise OSError where less was written."""
+    content = text.encode()
     with replace_file(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
         sync(draft)
+        if draft.stat().st_size != len(content):  # some network disks say no word
+            raise OSError(errno.EIO, "less was written than was to be written", str(draft))
     sync(path.parent)
 
 

@@ -112,6 +112,7 @@ class Bytes(Tokenizer):
 
     token_bytes = None
 
+    @contract
     def save(self, folder: Path) -> None:
         """Make the folder: one without a tokenizer is of bytes."""
         folder.mkdir(parents=True, exist_ok=True)

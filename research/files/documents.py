@@ -44,6 +44,7 @@ Row = Sequence[str]  # the cells of the columns that are read
 class DefectError(ValueError):
     """A document turns out to be none while its pieces are read."""
 
+    @contract
     def __init__(self, defect: Defect) -> None:
         super().__init__(f"{defect.where}: {defect.kind}")
         self.defect = defect

@@ -2,17 +2,17 @@
 
 from torch import nn
 
-from research.contracts import contract
 from research.finetune.base import take_weights
 from research.nn.lowrank import add_gains, let_norms_learn
+from research.ranges import check_settings
 
 
-@contract
 def gains(model: nn.Module, base: str | None = None, digest: str | None = None, norms: bool = True) -> nn.Module:
     """Return the model with a base's frozen ternary weights, where one gain an output, and the norms learn.
 
     Raise ValueError for a base without ternary layers.
     """
+    check_settings("finetune", gains.__annotations__, locals())
     add_gains(take_weights(model, base, digest))
     if norms:
         let_norms_learn(model)

@@ -106,7 +106,6 @@ class BitLinear(nn.Linear):
         return y.to(x.dtype) if y.dtype == wide else y  # autocast has a type of its own
 
 
-@contract
 def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> list[Float[Tensor, "*batch _"]]:
     """Return the outputs of several layers for one input, which BitLinears of the same settings quantize only once.
 
@@ -118,13 +117,11 @@ def shared_input_linears(x: Float[Tensor, "*batch in"], *linears: nn.Module) -> 
     return _forward_quantized(x, layers)
 
 
-@contract
 def is_plain(layer: BitLinear) -> bool:
     """Return whether a layer is no subclass and has no hooks. Its weight may be computed."""
     return type_before_parametrizations(layer) is BitLinear and not has_hooks(layer)
 
 
-@contract
 def has_hooks(layer: nn.Module) -> bool:
     """Return whether anybody has registered hooks on the layer: what calls its weights without it would lose them."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

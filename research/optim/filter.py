@@ -111,14 +111,12 @@ class Filter(GradientTransform):
                 del self.state[p][key]
 
 
-@contract
 def parse_triggers(settings: Mapping[str, Any]) -> list[Trigger | None]:
     """Return when a filter starts (None: with the first step) and when it stops (None: never). Raise ValueError."""
     triggers = {f"optim.{key}": settings[key] for key in ("start_when", "stop_when")}
     return [None if trigger is None else parse_trigger(trigger, key) for key, trigger in triggers.items()]
 
 
-@contract
 def init_trigger_state(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group's entries for its triggers at the start: `_on` now, `_over` for good, and the triggers themselves."""
     triggers = [settings["start_when"], settings["stop_when"]]

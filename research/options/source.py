@@ -18,6 +18,7 @@ MAX_DEPTH = 12  # imports, aliases, bases that are followed
 class TargetError(LookupError):
     """A target that certainly does not exist; the message names the missing part, and `near` targets that may be meant."""
 
+    @contract
     def __init__(self, message: str, *near: str) -> None:
         super().__init__("\n".join([message, *([f"did you mean {' or '.join(near)} ?"] if near else [])]))
         self.message, self.near = message, near

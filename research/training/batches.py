@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from research.contracts import contract
 from research.data.mixing import draw_samples
 from research.data.spec import Samples
 from research.nn.bitlinear import bitlinear_layers, cached_quantized_weights, set_warmup_step
@@ -19,7 +18,6 @@ from research.training import distributed
 from research.training.progress import Progress
 
 
-@contract
 @dataclass
 class Batches:
     """Gives the micro-batches of any step of one run."""

@@ -33,7 +33,9 @@ class Average:
     @torch.no_grad()
     @contract
     def load(self, averages: Mapping[str, Tensor] | None = None) -> None:
-        """Take over saved averages, or the weights as they are now."""
+        """Take over saved averages, or the weights as they are now. Raise ValueError where some are missing."""
+        if averages and (missing := self.averages.keys() - averages.keys()):
+            raise ValueError(f"the saved averages lack {', '.join(sorted(missing)[:3])}: they are of another model")
         for name, average in self.averages.items():
             average.copy_((averages or self.weights)[name])
 

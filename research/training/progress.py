@@ -35,5 +35,7 @@ class Progress:
 
     @contract
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved progress; a key that it lacks keeps its value."""
+        """Take over saved progress; a key that it lacks keeps its value. Raise ValueError for counts below 0."""
+        if wrong := [f"{key}={state[key]}" for key in ("step", "samples", "seconds") if state.get(key, 0) < 0]:
+            raise ValueError(f"a checkpoint counts from 0, and this one has {', '.join(wrong)}")
         vars(self).update(state)

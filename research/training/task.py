@@ -101,7 +101,6 @@ def locate(part: object) -> str:
     return name
 
 
-@contract
 def is_ours(loss: Loss) -> bool:
     """Return whether a loss is of research.losses."""
     return getattr(loss.func if isinstance(loss, partial) else loss, "__module__", "") == check_losses.__module__
@@ -251,7 +250,6 @@ def balance_classes(loss: Loss, data: Dataset[Any]) -> Loss:
     return partial(loss.func, *loss.args, **{**loss.keywords, "class_weights": weights})
 
 
-@contract
 def count_classes(shape: object) -> int | None:
     """Return how many classes or tokens a target may be; None for a shape of one's own."""
     logits = get_logits_shape(shape)
@@ -270,7 +268,6 @@ def get_input_shape(shape: object) -> tuple[int, ...] | None:
     return None
 
 
-@contract
 def get_logits_shape(shape: object) -> tuple[int, ...] | None:
     """Return the shape of one sample's logits; None for a shape of one's own."""
     match shape:

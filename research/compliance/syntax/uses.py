@@ -23,6 +23,7 @@ def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
         left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else list_children(child)
 
 
+@contract
 def list_unread(node: ast.AST) -> list[ast.AST]:
     """Return the nodes below one that name a function or a class and neither call it nor hand it on."""
     if isinstance(node, ast.Compare):  # `kind is A`
