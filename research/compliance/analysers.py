@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.results import read_mypy
 from research.compliance.syntax.functions import get_last_name
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 10
 SECONDS = 60  # that ruff may take
@@ -42,12 +42,12 @@ def find_silenced(module: Module) -> Iterator[tuple[int, str]]:
         if comment and BLANKET.search(f"#{comment}"):
             yield number, "a comment silences all findings; name the one that is meant, as noqa: E501"
     guarded = set[int]()
-    for node in ast.walk(module.syntax):
+    for node in module.nodes:
         is_guard = isinstance(node, ast.With) and any(
             get_last_name(item.context_expr) == "catch_warnings" for item in node.items
         )
-        guarded |= {id(child) for child in ast.walk(node)} if is_guard else set()
-    for node in ast.walk(module.syntax):
+        guarded |= {id(child) for child in walk(node)} if is_guard else set()
+    for node in module.nodes:
         is_silent = isinstance(node, ast.Call) and get_last_name(node) in SILENCERS and len(node.args) == 1
         if not isinstance(node, ast.Call) or not is_silent or node.keywords or id(node) in guarded:
             continue

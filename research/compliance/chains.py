@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.dotted import list_module_names
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 9
 MAX_STEPS = 2
@@ -29,13 +29,13 @@ def check(tree: Tree) -> RuleResult:
 def iter_chains(module: Module) -> Iterator[ast.Attribute | ast.Subscript]:
     """Yield the outermost attributes and subscripts of a module. Annotations are types, and no chains."""
     inner, skipped = set[int](), set[int]()
-    for node in ast.walk(module.syntax):
+    for node in module.nodes:
         if isinstance(node, ast.Attribute | ast.Subscript):
             inner.add(id(node.value))
         annotations = [node.annotation] if isinstance(node, ast.arg | ast.AnnAssign) else []
         annotations += [node.returns] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
-        skipped |= {id(child) for annotation in annotations if annotation is not None for child in ast.walk(annotation)}
-    for node in ast.walk(module.syntax):
+        skipped |= {id(child) for annotation in annotations if annotation is not None for child in walk(annotation)}
+    for node in module.nodes:
         if isinstance(node, ast.Attribute | ast.Subscript) and id(node) not in inner | skipped:
             yield node
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.functions import get_last_name, list_functions, walk_own
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 8
 EVALUATORS = {"eval", "exec"}  # critical: any text becomes the program
@@ -40,14 +40,14 @@ def iter_top(module: Module) -> Iterator[ast.stmt]:
 
 def list_imported(module: Module) -> set[str]:
     """Return the names of a module that are imported."""
-    imports = [node for node in ast.walk(module.syntax) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [node for node in module.nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     return {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
 
 
 def list_evaluators(module: Module) -> set[str]:
     """Return the names by which a module knows eval and exec."""
     names = set(EVALUATORS)
-    for node in ast.walk(module.syntax):
+    for node in module.nodes:
         if isinstance(node, ast.ImportFrom) and node.module == "builtins":
             names |= {alias.asname or alias.name for alias in node.names if alias.name in EVALUATORS}
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute | ast.Call):
@@ -102,7 +102,7 @@ def find_handed_on(body: ast.AST) -> Iterator[Fault]:
     if not isinstance(body, ast.FunctionDef | ast.AsyncFunctionDef) or body.args.kwarg is None:
         return
     name = body.args.kwarg.arg
-    for node in ast.walk(body):
+    for node in walk(body):
         keywords = node.keywords if isinstance(node, ast.Call) else []
         if any(word.arg is None and isinstance(word.value, ast.Name) and word.value.id == name for word in keywords):
             yield body.lineno, f"**{name} is handed on unread; name the parameters that are meant", False

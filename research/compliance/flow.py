@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.functions import Function, FunctionNode, list_functions
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, list_children, walk
 
 RULE = 1
 MAX_COMPLEXITY = 10  # McCabe (1976)
 MAX_NESTING = 4  # blocks inside blocks
 MAX_MESSAGE = 200
 BLOCKS = ast.If | ast.For | ast.AsyncFor | ast.While | ast.Try | ast.TryStar | ast.With | ast.AsyncWith
-BRANCHES = ast.If | ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler | ast.comprehension | ast.match_case
-LISTS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+BRANCHES = ast.If | ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler | ast.match_case
 
 
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
@@ -54,12 +53,10 @@ def judge_shape(function: Function) -> list[Finding]:
 
 
 def count_complexity(node: FunctionNode) -> int:
-    """Return the cyclomatic complexity of a function with those inside it, as ruff's C901, plus one a comprehension."""
+    """Return the cyclomatic complexity of a function with those inside it, as ruff's C901 counts it."""
     complexity = 1
     for child in walk_body(node):
         if isinstance(child, BRANCHES | FunctionNode):
-            complexity += 0 if isinstance(child, ast.comprehension) else 1
-        elif isinstance(child, LISTS):
             complexity += 1
         elif isinstance(child, ast.Try | ast.TryStar):
             complexity += bool(child.orelse)
@@ -74,7 +71,7 @@ def walk_body(node: FunctionNode) -> Iterator[ast.AST]:
     while left:
         child = left.pop()
         yield child
-        left += ast.iter_child_nodes(child)
+        left += list_children(child)
 
 
 def is_else(case: ast.match_case) -> bool:
@@ -106,8 +103,8 @@ def is_elif(node: ast.If) -> bool:
 
 def list_statements(node: ast.AST) -> list[ast.stmt]:
     """Return the statements right inside a statement: those of handlers and cases are seen as its own."""
-    parts = [node, *(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.ExceptHandler | ast.match_case))]
-    return [child for part in parts for child in ast.iter_child_nodes(part) if isinstance(child, ast.stmt)]
+    parts = [node, *(child for child in list_children(node) if isinstance(child, ast.ExceptHandler | ast.match_case))]
+    return [child for part in parts for child in list_children(part) if isinstance(child, ast.stmt)]
 
 
 def find_paths(graph: CallGraph) -> dict[str, list[str]]:
@@ -151,13 +148,13 @@ def explain_cycle(path: list[str]) -> str:
 
 def find_recursive_lambdas(module: Module) -> Iterator[Finding]:
     """Yield a finding for each lambda that reads the name it is bound to."""
-    for node in ast.walk(module.syntax):
+    for node in module.nodes:
         if not isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) or not isinstance(node.value, ast.Lambda):
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        arguments = {argument.arg for argument in ast.walk(node.value.args) if isinstance(argument, ast.arg)}
+        arguments = {argument.arg for argument in walk(node.value.args) if isinstance(argument, ast.arg)}
         names = {ast.unparse(target) for target in targets} - arguments
-        reads = [child for child in ast.walk(node.value.body) if isinstance(child, ast.Name | ast.Attribute)]
+        reads = [child for child in walk(node.value.body) if isinstance(child, ast.Name | ast.Attribute)]
         if own := sorted(names & {ast.unparse(child) for child in reads}):
             unit = f"{module.name}.{own[0]}:{node.lineno}"
             yield Finding(module.path, node.lineno, RULE, unit, explain_cycle([own[0], own[0]]), True)

@@ -24,7 +24,7 @@ from research.compliance.syntax.containers import (
 )
 from research.compliance.syntax.functions import Function, get_last_name, is_none, list_functions
 from research.compliance.syntax.names import Class, to_key
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 3
 SETUP = ("__init__", "__new__", "__post_init__", "__enter__", "__aenter__", "__init_subclass__", "__set_name__", "__setstate__")
@@ -81,7 +81,7 @@ class Reader:
     @cached_property
     def nodes(self) -> dict[int, list[ast.AST]]:
         """The nodes of each function that matter here, with those of the functions inside it, by its identity."""
-        return {id(f.node): [node for node in ast.walk(f.node) if isinstance(node, KINDS)] for f in self.functions}
+        return {id(f.node): [node for node in walk(f.node) if isinstance(node, KINDS)] for f in self.functions}
 
     def list_nodes(self, function: Function) -> list[ast.AST]:
         """Return the nodes of a function that matter here."""
@@ -174,7 +174,7 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
 def touches(reader: Reader, function: Function) -> bool:
     """Return whether a function reads a container of its module."""
     kinds = {name for name, kind in reader.globals.kinds.items() if kind}
-    return any(isinstance(node, ast.Name) and node.id in kinds for node in (ast.walk(function.node) if kinds else ()))
+    return any(isinstance(node, ast.Name) and node.id in kinds for node in (walk(function.node) if kinds else ()))
 
 
 def is_setup(function: Function) -> bool:

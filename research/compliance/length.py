@@ -13,7 +13,7 @@ from itertools import pairwise
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.functions import Visibility, get_last_name
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 4
 MAX_LINES = 60
@@ -76,7 +76,7 @@ def weigh_lines(module: Module) -> list[int]:
     """Return how many lines of code each line of a file counts as, by its number from 1."""
     weights = [0, *(weigh(line) for line in module.lines), 0]
     comments = {number for number, line in enumerate(module.lines, 1) if line.lstrip().startswith("#")}
-    nodes = [*ast.walk(module.syntax)]
+    nodes = module.nodes
     for node in nodes:
         if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno:  # a # in a text is no comment
             comments.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
@@ -144,7 +144,7 @@ def is_inner(graph: CallGraph, caller: str, callees: set[str]) -> bool:
     """Return whether what a function calls is a function inside it that only this call mentions."""
     inner = [callee for callee in callees if callee.startswith(f"{caller}.")]
     names = [callee.rpartition(".")[2] for callee in inner]
-    around = [node for node in ast.walk(graph.functions[caller].node) if isinstance(node, ast.Name)] if inner else []
+    around = [node for node in walk(graph.functions[caller].node) if isinstance(node, ast.Name)] if inner else []
     return bool(inner) and sum(node.id in names for node in around) == 1
 
 
@@ -156,7 +156,7 @@ def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, 
     values = [*call.args, *(keyword.value for keyword in call.keywords)]
     if any(isinstance(node, ast.Call) and get_last_name(node) == "locals" for node in values):
         return True
-    handed = {node.id for value in values for node in ast.walk(value) if isinstance(node, ast.Name)}
+    handed = {node.id for value in values for node in walk(value) if isinstance(node, ast.Name)}
     own, other = function.name.rpartition(".")[2].strip("_"), caller.rpartition(".")[2].strip("_")
     root = PART_END.sub("", other) or other
     is_same = any(own.startswith(name) and own != name and PART.fullmatch(own[len(name) :]) for name in (other, root))

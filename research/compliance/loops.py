@@ -15,7 +15,7 @@ from research.compliance.syntax.endless import COMPREHENSIONS, Endless, find_ass
 from research.compliance.syntax.folding import get_truth
 from research.compliance.syntax.functions import Function, FunctionNode, get_last_name
 from research.compliance.syntax.paths import Loop
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, list_children
 
 RULE = 2
 COMPREHENSION = "a comprehension over what may never end; take islice of it, or zip it with what ends"
@@ -72,7 +72,7 @@ def walk_top(syntax: ast.Module) -> Iterator[ast.AST]:
     while left:
         node = left.pop()
         yield node
-        left += [child for child in ast.iter_child_nodes(node) if not isinstance(child, FunctionNode)]
+        left += [child for child in list_children(node) if not isinstance(child, FunctionNode)]
 
 
 def find_comprehensions(scope: Scope) -> Iterator[Finding]:

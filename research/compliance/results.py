@@ -8,7 +8,7 @@ from pathlib import Path
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.functions import Function, Visibility, get_last_name, walk_own
-from research.compliance.syntax.tree import Tree
+from research.compliance.syntax.tree import Tree, walk
 
 RULE = 7
 BROAD = {"Exception", "BaseException"}
@@ -34,7 +34,7 @@ def check(tree: Tree, graph: CallGraph, mypy_lines: Sequence[str] | None = None)
     for module in tree.modules:
         for line, message in find_swallowed(module.syntax):
             findings.append(Finding(module.path, line, RULE, f"{module.name}:{line}", message, True))
-        nodes = ast.walk(module.syntax)
+        nodes = module.nodes
         units += sum(isinstance(n, ast.ExceptHandler) or (isinstance(n, ast.Call) and is_suppress(n)) for n in nodes)
     return RuleResult(RULE, units, findings)
 
@@ -81,7 +81,7 @@ def explain_dropped(unit: str, call: ast.Call, graph: CallGraph) -> str:
 
 def find_swallowed(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the lines where any exception is swallowed, each with what to do."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.ExceptHandler) and is_broad(node.type) and all(map(is_nothing, node.body)):
             yield node.lineno, "any exception is swallowed; name the exception that is meant, or log it"
         if isinstance(node, ast.Call) and is_suppress(node) and any(map(is_broad, node.args)):

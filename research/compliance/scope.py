@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.functions import get_last_name, list_functions
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 6
 MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "deque", "defaultdict", "Counter", "OrderedDict"}
@@ -37,7 +37,7 @@ def check(tree: Tree) -> RuleResult:
 
 def find_wide(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, str]]:
     """Yield the lines of a function that reach out of it, each with what is wrong."""
-    for child in ast.walk(node):
+    for child in walk(node):
         if isinstance(child, ast.Global | ast.Nonlocal):
             word = "global" if isinstance(child, ast.Global) else "nonlocal"
             yield child.lineno, f"{word} {', '.join(child.names)}; return the value, or keep it in an object"
@@ -70,9 +70,9 @@ def find_changed(module: Module, names: set[str]) -> dict[str, int]:
     """Return the names of a module that one of its functions changes, with the line."""
     changed = dict[str, int]()
     for function in list_functions(module):
-        own = {argument.arg for argument in ast.walk(function.node.args) if isinstance(argument, ast.arg)}
-        own |= {n.id for n in ast.walk(function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        for node in ast.walk(function.node):
+        own = {argument.arg for argument in walk(function.node.args) if isinstance(argument, ast.arg)}
+        own |= {n.id for n in walk(function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        for node in walk(function.node):
             name = get_changed(node)
             if name in names and name not in own:
                 changed.setdefault(name, function.node.lineno)

@@ -83,6 +83,9 @@ SIMPLE = {
         """,
     "nine branches of an elif are one block and complexity ten": ELIF,
     "and and or count nothing": "def f(a, b):\n    return " + " or ".join(["a and b"] * 12) + "\n",
+    "comprehensions and conditional expressions count nothing, as in C901": (
+        "def f(a):\n    return " + " + ".join(["[b if b else 1 for b in a if b]"] * 12) + "\n"
+    ),
     "four blocks are inside each other": """
         def f(x):
             for a in x:
@@ -146,19 +149,24 @@ TANGLED = {
         "self.f -> self.f",
     ),
     "ten elif make eleven": (ELIF + "    elif x == 10:\n        return 1\n", "complexity 11"),
-    "handlers, loops, cases and comprehensions count": (
+    "handlers, loops, cases and functions inside count": (
         """
         def f(x):
             for a in x:
                 while a:
                     try:
-                        a = [b for b in a]
+                        a = x
                     except KeyError:
-                        a = {b for b in a}
+                        a = 1
                     except ValueError:
-                        a = {b: b for b in a}
+                        a = 2
                     else:
                         a = 0
+            def g():
+                if x:
+                    pass
+            if x:
+                pass
             match x:
                 case 1:
                     pass

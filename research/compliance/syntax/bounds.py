@@ -25,6 +25,7 @@ from research.compliance.syntax.steps import (
     list_names,
     read_number,
 )
+from research.compliance.syntax.tree import walk
 
 Wanted = tuple[str, set[str], str]  # a name, the changes that end a loop, and the one that must not be
 TIME_WORDS = ("deadline", "timeout", "until", "time_limit")
@@ -149,9 +150,9 @@ class Judge:
 
     def is_infinite(self, side: ast.expr) -> bool:
         """Return whether a side of a comparison is infinity, or a name that is set to it."""
-        names = [node.id for node in ast.walk(side) if isinstance(node, ast.Name)]
+        names = [node.id for node in walk(side) if isinstance(node, ast.Name)]
         values = [self.values[name] for name in names if name in self.values]
-        return any(is_infinity(node) for value in [side, *values] for node in ast.walk(value))
+        return any(is_infinity(node) for value in [side, *values] for node in walk(value))
 
     def is_timed(self, left: ast.expr, op: type[ast.cmpop], right: ast.expr) -> bool:
         """Return whether a comparison ends by the clock: `time() < end`, `time() - start < limit`, `spent < timeout`."""
@@ -182,7 +183,7 @@ def list_wanted(side: ast.expr, op: type[ast.cmpop], common: set[str]) -> list[W
         kinds = {direction, STEP, TAKE} if direction else {UP, DOWN, STEP, TAKE, CALL}
         kinds = {TAKE} if op is ast.NotIn else kinds
         return list_keys_wanted(side, kinds, OPPOSITE.get(direction, ""))
-    is_distance = any(isinstance(node, ast.Call) and get_last_name(node) in DISTANCES for node in ast.walk(side))
+    is_distance = any(isinstance(node, ast.Call) and get_last_name(node) in DISTANCES for node in walk(side))
     return [(key, {UP, DOWN, STEP, TAKE}, "") for key in sorted(list_keys(side) - common) if not is_distance]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from research.compliance.syntax.components import find_components
 from research.compliance.syntax.functions import Function, FunctionNode, get_last_name, is_none
 from research.compliance.syntax.names import Class, list_bound, read_imports, read_names, to_key
-from research.compliance.syntax.tree import Tree
+from research.compliance.syntax.tree import Tree, list_children, walk
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at
@@ -268,7 +268,7 @@ def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
     while left:
         child = left.pop()
         yield child
-        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else ast.iter_child_nodes(child)
+        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else list_children(child)
 
 
 def list_unread(node: ast.AST) -> list[ast.AST]:
@@ -280,12 +280,12 @@ def list_unread(node: ast.AST) -> list[ast.AST]:
     if isinstance(node, ast.Subscript):
         return [node.slice]
     if isinstance(node, ast.AnnAssign):
-        return [*ast.walk(node.annotation)]
+        return [*walk(node.annotation)]
     if isinstance(node, ast.ExceptHandler) and node.type is not None:
-        return [*ast.walk(node.type)]
+        return [*walk(node.type)]
     is_named = isinstance(node, ast.Call) and not isinstance(node.func, ast.Call)  # `type(x)(map(f, x))` calls f
     if isinstance(node, ast.Call) and is_named and get_last_name(node) in INSPECTORS:
-        return [child for argument in node.args for child in ast.walk(argument) if not isinstance(child, ast.Call)]
+        return [child for argument in node.args for child in walk(argument) if not isinstance(child, ast.Call)]
     return []
 
 

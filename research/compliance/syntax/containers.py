@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.syntax.functions import get_last_name, is_none
+from research.compliance.syntax.tree import walk
 
 SURE_GROWERS = {"append", "extend", "insert", "appendleft", "extendleft"}  # only containers have them
 GROWERS = SURE_GROWERS | {"add", "update", "setdefault"}
@@ -45,7 +46,7 @@ def unwrap(value: ast.expr) -> ast.expr:
 
 def is_limited(value: ast.expr) -> bool:
     """Return whether an expression makes a container that drops what is too much: deque(maxlen=n)."""
-    calls = [node for node in ast.walk(value) if isinstance(node, ast.Call)]
+    calls = [node for node in walk(value) if isinstance(node, ast.Call)]
     has_limit = any(word.arg == "maxlen" and not is_none(word.value) for call in calls for word in call.keywords)
     return has_limit or any(get_head(call.func) == "deque" and len(call.args) > 1 for call in calls)
 
@@ -129,7 +130,7 @@ def list_measured(node: ast.Compare) -> list[ast.expr]:
     sides = [node.left, *node.comparators]
     if any(isinstance(side, ast.Constant | ast.UnaryOp) and ast.unparse(side) in ("0", "1", "-1") for side in sides):
         return []
-    calls = [call for side in sides for call in ast.walk(side) if isinstance(call, ast.Call)]
+    calls = [call for side in sides for call in walk(side) if isinstance(call, ast.Call)]
     return [call.args[0] for call in calls if get_last_name(call) == "len" and call.args]
 
 
@@ -153,7 +154,7 @@ def list_known_keys(nodes: list[ast.AST]) -> set[str]:
             lines[ast.unparse(node)] = min(node.lineno, lines.get(ast.unparse(node), node.lineno))
         elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
             doubted |= {ast.unparse(get_owner(node.comparators[0]))}
-        elif isinstance(node, ast.For) and (names := [n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)]):
+        elif isinstance(node, ast.For) and (names := [n.id for n in walk(node.target) if isinstance(n, ast.Name)]):
             known.add(f"{ast.unparse(get_owner(node.iter))}[{names[0]}]")
         elif isinstance(node, ast.ExceptHandler) and node.type is not None and "KeyError" in ast.unparse(node.type):
             return known

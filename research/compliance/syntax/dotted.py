@@ -11,7 +11,7 @@ def list_module_names(module: Module) -> set[str]:
     What `from a import b` binds may be a module or not: in small letters it counts as one.
     """
     names = set[str]()
-    for node in ast.walk(module.syntax):
+    for node in module.nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 parts = (alias.asname or alias.name).split(".")

@@ -8,6 +8,7 @@ from research.compliance.syntax.folding import fold, get_truth
 from research.compliance.syntax.functions import Function, get_last_name, is_none
 from research.compliance.syntax.names import to_key
 from research.compliance.syntax.paths import Paths
+from research.compliance.syntax.tree import walk
 
 WRAPPERS = {
     "enumerate", "iter", "filter", "reversed", "starmap", "accumulate", "chain", "from_iterable", "list", "tuple", "set",
@@ -89,12 +90,10 @@ def find_generators(graph: CallGraph) -> frozenset[str]:
 
 def is_endless_loop(loop: ast.While) -> bool:
     """Return whether a loop yields and never leaves."""
-    if not get_truth(loop.test) or not any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(loop)):
+    if not get_truth(loop.test) or not any(isinstance(node, ast.Yield | ast.YieldFrom) for node in walk(loop)):
         return False
     statements = Paths(loop).nodes.values()
-    inner = {
-        id(child) for node in statements if isinstance(node, ast.For | ast.AsyncFor | ast.While) for child in ast.walk(node)
-    }
+    inner = {id(child) for node in statements if isinstance(node, ast.For | ast.AsyncFor | ast.While) for child in walk(node)}
     leaves = [node for node in statements if isinstance(node, ast.Return | ast.Raise)]
     breaks = [node for node in statements if isinstance(node, ast.Break) and id(node) not in inner]
     return not leaves and not breaks
@@ -102,7 +101,7 @@ def is_endless_loop(loop: ast.While) -> bool:
 
 def reads(value: ast.expr, name: str) -> bool:
     """Return whether an expression reads a name."""
-    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(value))
+    return any(isinstance(node, ast.Name) and node.id == name for node in walk(value))
 
 
 def is_same_for_ever(node: ast.expr) -> bool:

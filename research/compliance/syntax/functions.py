@@ -2,14 +2,14 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from research.compliance.syntax.tree import Module, Tree
+from research.compliance.syntax.tree import Module, Tree, list_children
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 STUBS = {"overload", "abstractmethod"}  # decorators of what has no body of its own
+BLOCKS = ast.stmt | ast.ExceptHandler | ast.match_case
 PROPERTIES = {"property", "cached_property", "setter", "getter", "deleter"}
 
 
@@ -88,6 +88,7 @@ def is_empty(statement: ast.stmt) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)  # of files
 def list_functions(module: Module) -> list[Function]:
     """Return all functions of a module, those in classes and functions included, in the order of their lines."""
     functions = list[Function]()
@@ -97,30 +98,35 @@ def list_functions(module: Module) -> list[Function]:
         if isinstance(node, FunctionNode):
             function = Function(module, node, f"{prefix}{node.name}", owner, is_nested)
             functions.append(function)
-            left += [(child, f"{function.name}.", None, True) for child in ast.iter_child_nodes(node)]
+            left += [(child, f"{function.name}.", None, True) for child in node.body]
         elif isinstance(node, ast.ClassDef):
             left += [(child, f"{prefix}{node.name}.", node, is_nested) for child in node.body]
         else:  # a block, as the two halves of an `if`
-            left += [(child, prefix, owner, is_nested) for child in ast.iter_child_nodes(node)]
+            blocks = [child for child in list_children(node) if isinstance(child, BLOCKS)]
+            left += [(child, prefix, owner, is_nested) for child in blocks]
     return sorted(functions, key=lambda function: (function.node.lineno, function.node.col_offset))
 
 
-def walk_own(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a function that run when it is called: not the bodies of functions and classes inside it."""
-    left = [*(node.body if isinstance(node, FunctionNode) else ast.iter_child_nodes(node))]
+@lru_cache(maxsize=32768)  # of functions: several rules look at each
+def walk_own(node: ast.AST) -> tuple[ast.AST, ...]:
+    """Return the nodes of a function that run when it is called: not the bodies of functions and classes inside it."""
+    left = [*(node.body if isinstance(node, FunctionNode) else list_children(node))]
+    nodes = list[ast.AST]()
     while left:
         child = left.pop()
-        yield child
+        nodes.append(child)
         if isinstance(child, FunctionNode | ast.ClassDef):
             left += child.decorator_list
         elif not isinstance(child, ast.Lambda):
-            left += ast.iter_child_nodes(child)
+            left += list_children(child)
+    return tuple(nodes)
 
 
+@lru_cache(maxsize=4096)
 def count_names(module: Module) -> Counter[str]:
     """Return how often a module mentions each name: reads it, takes it as an attribute, or imports it."""
     names = Counter[str]()
-    for node in ast.walk(module.syntax):
+    for node in module.nodes:
         if isinstance(node, ast.Name):
             names[node.id] += 1
         elif isinstance(node, ast.Attribute):

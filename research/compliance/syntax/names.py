@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from research.compliance.syntax.functions import PROPERTIES, Function, FunctionNode, list_functions
-from research.compliance.syntax.tree import Module
+from research.compliance.syntax.tree import Module, list_children, walk
 
 WRITERS = PROPERTIES - {"property", "cached_property", "getter"}  # the second functions of a property's name
 
@@ -36,7 +36,7 @@ def read_names(module: Module) -> Names:
     left: list[tuple[str, ast.AST]] = [("", module.syntax)]
     while left:
         prefix, parent = left.pop()
-        for node in ast.iter_child_nodes(parent):
+        for node in list_children(parent):
             inner = prefix
             if isinstance(node, ast.ClassDef):
                 name = f"{prefix}{node.name}"
@@ -45,7 +45,7 @@ def read_names(module: Module) -> Names:
                 inner = f"{prefix}{node.name}."
             if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
                 left.append((inner, node))
-    names.imports = read_imports(module, ast.walk(module.syntax))
+    names.imports = read_imports(module, module.nodes)
     for statement in module.syntax.body:
         if isinstance(statement, ast.Assign):
             targets = [target.id for target in statement.targets if isinstance(target, ast.Name)]
@@ -116,7 +116,7 @@ def read_constructor(node: FunctionNode) -> dict[str, ast.expr]:
     args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     annotations = {arg.arg: arg.annotation for arg in args if arg.annotation is not None}
     annotated = dict[str, ast.expr]()
-    for child in ast.walk(node):
+    for child in walk(node):
         if not isinstance(child, ast.Assign | ast.AnnAssign):
             continue
         target = child.target if isinstance(child, ast.AnnAssign) else child.targets[0]
@@ -145,5 +145,5 @@ def list_bound(node: FunctionNode) -> set[str]:
         elif isinstance(child, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and child.name:
             bound.add(child.name)
         if not isinstance(child, FunctionNode | ast.ClassDef):
-            left += ast.iter_child_nodes(child)
+            left += list_children(child)
     return bound - unbound

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from research.compliance.syntax.folding import get_truth
 from research.compliance.syntax.functions import FunctionNode
+from research.compliance.syntax.tree import list_children, walk
 
 AGAIN, OUT = -1, -2  # the next round of the loop, and whatever is after it
 Loop = ast.For | ast.AsyncFor | ast.While
@@ -114,7 +115,7 @@ def expand_try(statement: ast.stmt, after: frozenset[int], block: Block) -> tupl
     outside = block
     if statement.finalbody:
         outside = Block([], after, final, final, block.handlers)
-        jumps = [node for node in ast.walk(statement) if isinstance(node, ast.Break | ast.Continue)]
+        jumps = [node for node in walk(statement) if isinstance(node, ast.Break | ast.Continue)]
         exits = [block.break_to if isinstance(node, ast.Break) else block.continue_to for node in jumps]
         last = inside(block, statement.finalbody, after.union(*exits))
     else:
@@ -184,4 +185,4 @@ def walk_certain(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
         elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
             left.append(node.generators[0].iter)
         elif not isinstance(node, ast.Lambda):
-            left += ast.iter_child_nodes(node)
+            left += list_children(node)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from research.compliance.syntax.containers import get_base, is_extended, list_targets
 from research.compliance.syntax.functions import get_last_name
 from research.compliance.syntax.paths import Paths, list_heads, walk_certain
+from research.compliance.syntax.tree import walk
 
 UP, DOWN, STEP, CALL = "up", "down", "step", "call"  # by a constant, by what is not known, by a function
 TAKE, GROW, EXTEND, SET = "take", "grow", "extend", "set"  # EXTEND adds what may be nothing; SET has nothing of what was
@@ -116,7 +117,7 @@ def find_origins(paths: Paths) -> dict[str, set[str]]:
 def list_settings(part: ast.AST) -> list[tuple[str, ast.expr]]:
     """Return the names that a node sets, each with what it is set to."""
     pairs = list[tuple[str, ast.expr]]()
-    for node in ast.walk(part):
+    for node in walk(part):
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
             pairs += [(ast.unparse(target), value) for target, value in pair_targets(node, node.value)]
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
@@ -132,12 +133,12 @@ def list_sources(value: ast.expr, origins: dict[str, set[str]]) -> set[str]:
 
 def list_keys(value: ast.AST) -> set[str]:
     """Return the names, attributes and items that an expression reads, as they are written."""
-    return {ast.unparse(node) for node in ast.walk(value) if isinstance(node, ast.Name | ast.Attribute) or is_item(node)}
+    return {ast.unparse(node) for node in walk(value) if isinstance(node, ast.Name | ast.Attribute) or is_item(node)}
 
 
 def list_names(target: ast.expr) -> list[str]:
     """Return the names that a target binds."""
-    return [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]
+    return [node.id for node in walk(target) if isinstance(node, ast.Name)]
 
 
 def is_item(node: ast.AST) -> bool:
@@ -189,7 +190,7 @@ def is_zero(node: ast.expr) -> bool:
 
 def calls_clock(value: ast.AST) -> bool:
     """Return whether an expression reads a clock."""
-    return any(isinstance(node, ast.Call) and get_last_name(node) in CLOCKS for node in ast.walk(value))
+    return any(isinstance(node, ast.Call) and get_last_name(node) in CLOCKS for node in walk(value))
 
 
 def classify_clock(value: ast.BinOp) -> str:
