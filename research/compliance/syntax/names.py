@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from research.compliance.syntax.functions import PROPERTIES, Function, FunctionNode, list_functions
-from research.compliance.syntax.tree import Module, list_children, walk
+from research.compliance.syntax.tree import Module, find_home, list_children, walk
 
 WRITERS = PROPERTIES - {"property", "cached_property", "getter"}  # the second functions of a property's name
 
@@ -88,16 +88,6 @@ def read_imports(module: Module, nodes: Iterable[ast.AST]) -> dict[str, str]:
             home = find_home(module, node)
             imports |= {alias.asname or alias.name: f"{home}.{alias.name}" for alias in node.names}
     return imports
-
-
-def find_home(module: Module, node: ast.ImportFrom) -> str:
-    """Return the dotted name of the module that `from ... import` reads."""
-    if not node.level:
-        return node.module or ""
-    is_package = module.path.endswith("__init__.py")
-    parts = module.name.split(".")
-    parts = parts[: len(parts) - node.level + is_package]
-    return ".".join([*parts, *filter(None, [node.module])])
 
 
 def read_attributes(node: ast.ClassDef) -> dict[str, ast.expr]:
