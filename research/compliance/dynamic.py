@@ -35,13 +35,20 @@ def check(tree: Tree) -> RuleResult:
         units += len(bodies)
         for unit, body in bodies:
             own = list_bound(body) if isinstance(body, FunctionNode) else set[str]()
-            nodes = [child for node in walk_own(body) for child in (walk(node) if isinstance(node, ast.Lambda) else [node])]
+            nodes = list_nodes(body)
             shown = find_shown(module, nodes)
             faults = [*find_evaluators(nodes, imports, shadowed | own), *find_names(nodes, shown)]
             faults += [*find_patches(nodes, {name: to for name, to in imports.items() if name not in own})]
             faults += [*(find_spaces(nodes) if not unit.endswith(".__setstate__") else ()), *find_handed_on(body)]
             findings += [Finding(module.path, line, RULE, unit, message, bad) for line, message, bad in faults]
     return RuleResult(RULE, units, findings, len({(f.path, f.unit) for f in findings}))
+
+
+def list_nodes(body: ast.AST) -> list[ast.AST]:
+    """Return the nodes of a body with those of its lambdas, and of a function's defaults and decorators."""
+    outer = [*body.args.defaults, *body.args.kw_defaults, *body.decorator_list] if isinstance(body, FunctionNode) else []
+    nodes = [child for part in outer if part is not None for child in walk(part)]
+    return nodes + [child for node in walk_own(body) for child in (walk(node) if isinstance(node, ast.Lambda) else [node])]
 
 
 def iter_top(module: Module) -> Iterator[ast.stmt]:

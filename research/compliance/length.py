@@ -12,14 +12,15 @@ from itertools import pairwise
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
-from research.compliance.syntax.functions import Visibility, get_last_name
+from research.compliance.syntax.functions import FunctionNode, Visibility, get_last_name
 from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 4
 MAX_LINES = 60
 MAX_COLUMNS = 160  # a longer line counts as more
 LINE = 120  # columns that count as one line where a line is longer
-MIN_HANDED = 6  # variables of the caller that make a part of a function
+MIN_HANDED = 6  # variables of the caller that make a part of a function with its name
+MAX_HANDED = 10  # those that make one, whatever its name
 WORDS = "part|rest|cont|continued?|tail|end|next|more|half|second|third|again|stage|phase"
 PART = re.compile(rf"_?({WORDS})?_?\d*|_[a-z]")  # what a split function adds to its name
 PART_END = re.compile(rf"_({WORDS})?_?\d*$|\d+$")
@@ -27,7 +28,8 @@ PART_END = re.compile(rf"_({WORDS})?_?\d*$|\d+$")
 
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the functions that are too long. Parts of a function that was split to pass count as one unit with it."""
-    sizes = {key: size for module in tree.modules for key, size in measure_module(module, graph).items()}
+    weights = {module.name: weigh_lines(module) for module in tree.modules}
+    sizes = {key: size for module in tree.modules for key, size in measure_module(module, graph, weights[module.name]).items()}
     homes = find_homes(tree, graph)
     totals, parts = Counter[str](), Counter[str]()
     for key, size in sizes.items():
@@ -40,7 +42,12 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
             function = graph.functions[key]
             message = f"{lines} lines of code > {MAX_LINES}{explain(key, parts, homes)}; split it by what it does"
             findings.append(Finding(function.module.path, function.node.lineno, RULE, function.unit, message[:200]))
-    return RuleResult(RULE, len(totals), sorted(findings))
+    tops = {module: lines for module in tree.modules if (lines := measure_top(module, weights[module.name]))}
+    for module, lines in tops.items():
+        if lines > MAX_LINES:
+            message = f"{lines} lines of code > {MAX_LINES} in blocks outside of functions; make functions of them"
+            findings.append(Finding(module.path, 1, RULE, module.name, message))
+    return RuleResult(RULE, len(totals) + len(tops), sorted(findings))
 
 
 def explain(key: str, parts: Counter[str], homes: dict[str, str]) -> str:
@@ -58,9 +65,24 @@ def follow(key: str, homes: dict[str, str]) -> str:
     return key
 
 
-def measure_module(module: Module, graph: CallGraph) -> dict[str, int]:
+def measure_top(module: Module, weights: list[int]) -> int:
+    """Return the lines of code in blocks at the top of a module or a class, as in `if` and `for`: not those of functions."""
+    lines, left = 0, [(statement, False) for statement in module.syntax.body]
+    while left:
+        node, is_inside = left.pop()
+        if isinstance(node, FunctionNode):
+            continue
+        blocks = [statement for block in list_blocks(node) for statement in block]
+        blocks += [part for child in (getattr(node, "handlers", None) or getattr(node, "cases", [])) for part in child.body]
+        is_block = is_inside or (bool(blocks) and not isinstance(node, ast.ClassDef))
+        end = blocks[0].lineno if blocks else (node.end_lineno or node.lineno) + 1
+        lines += sum(weights[node.lineno : max(end, node.lineno + 1)]) if is_block else 0
+        left += [(statement, is_block) for statement in blocks]
+    return lines
+
+
+def measure_module(module: Module, graph: CallGraph, weights: list[int]) -> dict[str, int]:
     """Return the lines of code of each function of a module, by its key in the graph: inner functions have their own."""
-    weights = weigh_lines(module)
     functions = {f"{module.name}.{key}": function for key, function in graph.names[module.name].functions.items()}
     spans = {key: range(function.node.lineno, (function.node.end_lineno or 0) + 1) for key, function in functions.items()}
     sizes = {key: sum(weights[line] for line in span) for key, span in spans.items()}
@@ -160,4 +182,5 @@ def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, 
     own, other = function.name.rpartition(".")[2].strip("_"), caller.rpartition(".")[2].strip("_")
     root = PART_END.sub("", other) or other
     is_same = any(own.startswith(name) and own != name and PART.fullmatch(own[len(name) :]) for name in (other, root))
-    return is_same and len(handed & graph.bound[caller]) >= MIN_HANDED
+    count = len(handed & graph.bound[caller])
+    return count >= MAX_HANDED or (is_same and count >= MIN_HANDED)

@@ -52,7 +52,25 @@ class CallGraph:
                 callees |= {unit for unit in units if id(node) not in owners or self.functions[unit].is_property}
             elif isinstance(node, ast.Attribute):
                 callees |= {f"{unit}.setter" for unit in units}
+        callees |= {callee for node in walked for callee in self.find_hidden(unit, node)}
         return {callee for callee in callees if callee in self.functions}
+
+    def find_hidden(self, unit: str, node: ast.AST) -> set[str]:
+        """Return what a node calls by other means than a name: `TABLE[x](...)`, `getattr(x, "name")`, an object's __call__."""
+        function, types = self.functions[unit], self.types[unit]
+        names = self.names[function.module.name]
+        if isinstance(node, ast.Subscript | ast.Attribute | ast.For | ast.Call):
+            owner = node.iter if isinstance(node, ast.For) else node.func if isinstance(node, ast.Call) else node.value
+            if isinstance(owner, ast.Name) and owner.id in names.tables and owner.id not in self.bound[unit]:
+                return {part for name in names.tables[owner.id] for part in self.look_up(function.module.name, name)}
+        if not isinstance(node, ast.Call):
+            return set()
+        if isinstance(node.func, ast.Name) and (kind := types.get(node.func.id)):
+            return self.find_method(kind, "__call__")
+        name = node.args[1] if get_last_name(node) == "getattr" and len(node.args) > 1 else None
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            return self.resolve(function, ast.Attribute(node.args[0], name.value, ast.Load()), types)
+        return set()
 
     def list_all_unread(self, function: Function, walked: list[ast.AST], types: dict[str, Class]) -> set[int]:
         """Return the identities of the nodes of a function that name a function without calling it or handing it on."""
@@ -232,7 +250,10 @@ class CallGraph:
     def find_method(self, owner: Class, name: str, skip_own: bool = False) -> set[str]:
         """Return the unit of a method of a class, or of the first of its bases that has it."""
         for kind in self.iter_bases(owner):
-            method = self.names[kind.module].functions.get(f"{kind.name}.{name}")
+            functions, alias = self.names[kind.module].functions, kind.attributes.get(name)
+            method = functions.get(f"{kind.name}.{name}")
+            if method is None and isinstance(alias, ast.Name):  # `go = run`
+                method = functions.get(f"{kind.name}.{alias.id}")
             if method is not None and not (skip_own and kind == owner):
                 return {method.unit}
         return set()

@@ -72,14 +72,21 @@ class Endless:
         dotted = self.graph.to_dotted(self.module, node.func)
         if dotted.startswith("itertools."):
             has_times = len(node.args) > 1 or any(keyword.arg == "times" for keyword in node.keywords)
+            name = dotted.rpartition(".")[2]
             return name in ("count", "cycle") or (name == "repeat" and not has_times)
         if not isinstance(node.func, ast.Name | ast.Attribute):
             return False
+        if kind := self.graph.find_class(self.module, node.func):
+            return any(map(self.goes_on, self.graph.find_method(kind, "__next__")))
         if self.function is None:
             units = self.graph.look_up(self.module, name) if isinstance(node.func, ast.Name) else set()
         else:
             units = self.graph.resolve_call(f"{self.module}.{to_key(self.function)}", node)
         return bool(units & self.generators)
+
+    def goes_on(self, unit: str) -> bool:
+        """Return whether a __next__ neither raises nor asks anything else for the next one."""
+        return not any(isinstance(node, ast.Raise | ast.Call) for node in self.graph.walked[unit])
 
 
 def find_generators(graph: CallGraph) -> frozenset[str]:

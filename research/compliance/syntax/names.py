@@ -28,6 +28,7 @@ class Names:
     classes: dict[str, Class] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)  # name here -> dotted name in the tree
     aliases: dict[str, str] = field(default_factory=dict)  # name = another name, at the top
+    tables: dict[str, set[str]] = field(default_factory=dict)  # the names in a dict, a list or a lambda at the top
 
 
 def read_names(module: Module) -> Names:
@@ -50,6 +51,9 @@ def read_names(module: Module) -> Names:
         if isinstance(statement, ast.Assign):
             targets = [target.id for target in statement.targets if isinstance(target, ast.Name)]
             names.aliases |= dict.fromkeys(targets, read_alias(statement.value))
+            if isinstance(statement.value, ast.Dict | ast.List | ast.Tuple | ast.Lambda):
+                parts = [node.id for node in walk(statement.value) if isinstance(node, ast.Name)]
+                names.tables |= {target: {*parts} for target in targets}
     return names
 
 
@@ -96,6 +100,8 @@ def read_attributes(node: ast.ClassDef) -> dict[str, ast.expr]:
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             annotated[statement.target.id] = statement.annotation
+        elif isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name):
+            annotated |= {target.id: statement.value for target in statement.targets if isinstance(target, ast.Name)}
         elif isinstance(statement, FunctionNode) and statement.name == "__init__":
             annotated |= read_constructor(statement)
     return annotated

@@ -17,7 +17,7 @@ TEST_FOLDERS = {"test", "tests", "testing"}  # not counted, as conf/ is
 CONFIG_FOLDERS = {"conf", "config", "configs"}
 TEST_NAMES = re.compile(r"(test_.*|.*_test|conftest)\.py")
 GENERATED = "generated"
-CODE = re.compile(r"\b(def|class|lambda|for|while|eval|exec)\b")  # what is no list of settings has one of these
+CODE = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While  # settings have none of them
 GENERATED_NAMES = re.compile(r"(.*/)?(generated/.*|.*_pb2(_grpc)?\.py|_version\.py)")
 LEAVES = {int, str, bytes, float, complex, bool, type(None), type(...), ast.Load, ast.Store, ast.Del}  # in a node: no nodes
 GENERATED_LINE = re.compile(r"#.*\b(auto-?)?generated (by|with|from)\b", re.IGNORECASE)
@@ -178,8 +178,10 @@ def explain_exclusion(name: str, path: Path) -> str:
     if not path.is_file() or not (folders & CONFIG_FOLDERS or GENERATED_NAMES.fullmatch(name)):
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
-    if folders & CONFIG_FOLDERS and not CODE.search(text):
-        return "configuration"
+    if folders & CONFIG_FOLDERS:
+        module = read_module(path, name, name)
+        has_code = isinstance(module, Finding) or any(isinstance(node, CODE) for node in module.nodes)
+        return "" if has_code or re.search(r"\b(eval|exec)\(", text) else "configuration"
     is_generated = GENERATED_NAMES.fullmatch(name) and any(map(GENERATED_LINE.match, text.splitlines()[:5]))
     return GENERATED if is_generated else ""
 
