@@ -25,7 +25,7 @@ from research.compliance.syntax.containers import (
     list_targets,
 )
 from research.compliance.syntax.folding import get_truth
-from research.compliance.syntax.functions import Function, count_names, get_last_name, is_none, list_functions
+from research.compliance.syntax.functions import Function, count_names, get_last_name, is_empty, is_none, list_functions
 from research.compliance.syntax.names import Class, to_key
 from research.compliance.syntax.tree import Module, Tree, list_children, walk
 
@@ -148,16 +148,11 @@ def walk_live(node: ast.AST) -> list[ast.AST]:
         truth = get_truth(current.test) if isinstance(current, ast.If) else None
         if isinstance(current, ast.If) and truth is not None:
             nodes += current.body if truth else current.orelse
-        elif isinstance(current, ast.If) and not current.orelse and all(map(is_idle, current.body)):
+        elif isinstance(current, ast.If) and not current.orelse and all(map(is_empty, current.body)):
             continue
         elif not isinstance(current, ast.Expr) or not isinstance(current.value, ast.Compare):
             nodes += list_children(current)
     return nodes
-
-
-def is_idle(statement: ast.stmt) -> bool:
-    """Return whether a statement does nothing: pass, or a text."""
-    return isinstance(statement, ast.Pass) or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
 
 
 def list_settings(body: list[ast.stmt]) -> list[Setting]:

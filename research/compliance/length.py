@@ -17,6 +17,7 @@ from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 4
 MAX_LINES = 60
+DEFINITION = FunctionNode | ast.ClassDef
 MAX_COLUMNS = 160  # a longer line counts as more
 LINE = 120  # columns that count as one line where a line is longer
 MIN_HANDED = 6  # variables of the caller that make a part of a function with its name
@@ -67,24 +68,21 @@ def follow(key: str, homes: dict[str, str]) -> str:
 
 def measure_top(module: Module, weights: list[int]) -> int:
     """Return the lines of code in blocks at the top of a module or a class, as in `if` and `for`: not those of functions."""
-    lines, left = 0, [(statement, False) for statement in module.syntax.body]
-    while left:
-        node, is_inside = left.pop()
-        if isinstance(node, FunctionNode):
-            continue
-        blocks = [statement for block in list_blocks(node) for statement in block]
-        blocks += [part for child in (getattr(node, "handlers", None) or getattr(node, "cases", [])) for part in child.body]
-        is_block = is_inside or (bool(blocks) and not isinstance(node, ast.ClassDef))
-        end = blocks[0].lineno if blocks else (node.end_lineno or node.lineno) + 1
-        lines += sum(weights[node.lineno : max(end, node.lineno + 1)]) if is_block else 0
-        left += [(statement, is_block) for statement in blocks]
-    return lines
+    bodies = [module.syntax.body, *(node.body for node in module.nodes if isinstance(node, ast.ClassDef))]
+    spans = [span(node) for body in bodies for node in body if list_blocks(node) and not isinstance(node, DEFINITION)]
+    inner = {line for node in module.nodes if spans and isinstance(node, FunctionNode) for line in span(node)}
+    return sum(weights[line] for line in {line for lines in spans for line in lines} - inner)
+
+
+def span(node: ast.stmt) -> range:
+    """Return the numbers of the lines of a statement."""
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def measure_module(module: Module, graph: CallGraph, weights: list[int]) -> dict[str, int]:
     """Return the lines of code of each function of a module, by its key in the graph: inner functions have their own."""
-    functions = {f"{module.name}.{key}": function for key, function in graph.names[module.name].functions.items()}
-    spans = {key: range(function.node.lineno, (function.node.end_lineno or 0) + 1) for key, function in functions.items()}
+    functions = {f"{module.name}.{key}": function for key, function in graph.get_functions(module.name).items()}
+    spans = {key: span(function.node) for key, function in functions.items()}
     sizes = {key: sum(weights[line] for line in span) for key, span in spans.items()}
     whole = {**sizes}
     for key, function in functions.items():
@@ -105,7 +103,7 @@ def weigh_lines(module: Module) -> list[int]:
     for line in comments:
         weights[line] = 0
     for node in nodes:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, DEFINITION):
             drop_text(node.body[0], weights)
         for block in list_blocks(node) if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) else []:
             add_packed(node, block, weights)

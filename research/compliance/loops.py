@@ -60,7 +60,7 @@ def iter_scopes(tree: Tree, graph: CallGraph) -> Iterator[Scope]:
         top = [*walk_top(module.syntax)]
         names = find_assigned(top)
         yield Scope(module, None, top, Endless(graph, module.name, None, names, generators), names)
-        for key, function in graph.names[module.name].functions.items():
+        for key, function in graph.get_functions(module.name).items():
             nodes = graph.walked[f"{module.name}.{key}"]
             own = find_assigned(nodes)
             yield Scope(module, function, nodes, Endless(graph, module.name, function, own, generators), names | own)

@@ -4,15 +4,13 @@ import ast
 from collections.abc import Iterator, Mapping
 
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.syntax.containers import GROWERS, SHRINKERS, get_base, get_head
+from research.compliance.syntax.containers import CONTAINERS, DISPLAYS, GROWERS, SHRINKERS, get_base, get_head
 from research.compliance.syntax.functions import BLOCKS, Function, FunctionNode, get_last_name, list_functions, walk_own
 from research.compliance.syntax.names import list_bound, read_imports
 from research.compliance.syntax.tree import Module, Tree, list_children, walk
 
 RULE = 6
-MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "deque", "defaultdict", "Counter", "OrderedDict"}
 MUTATORS = {*GROWERS, *SHRINKERS, "sort", "reverse", "rotate", "__setitem__", "symmetric_difference_update"}
-LITERALS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 READ_ONLY = {"Mapping", "Sequence", "Collection", "Iterable", "Container", "AbstractSet", "Final", "ClassVar"}
 COPIED = {"BaseModel", "BaseSettings", "SQLModel", "Struct", "Protocol"}  # bases that give each object its own default
 CLASSES = {"self.__class__", "type(self)", "cls"}  # other words for the class of a method
@@ -89,7 +87,7 @@ def list_targets(statement: ast.stmt) -> list[ast.Name]:
 
 def is_mutable(node: ast.expr) -> bool:
     """Return whether an expression makes a container that can change."""
-    return isinstance(node, LITERALS) or (isinstance(node, ast.Call) and get_head(node.func) in MUTABLE_CALLS)
+    return type(node) in DISPLAYS or (isinstance(node, ast.Call) and get_head(node.func) in CONTAINERS)
 
 
 def iter_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:

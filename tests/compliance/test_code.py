@@ -50,7 +50,7 @@ CLEAN: dict[int, dict[str, str]] = {
         "None as a default": "def f(a: list[int] | None = None) -> list[int]:\n    return a or []\n",
         "a local list of the same name": "ITEMS = [1]\ndef f() -> None:\n    ITEMS = []\n    ITEMS.append(2)\n",
         "a table that is read-only by its type": "from collections.abc import Mapping\nnames: Mapping[str, int] = {'a': 1}\n",
-        "a list of each object": "class C:\n    def __init__(self) -> None:\n        self.rows = []\n        self.rows.append(1)\n",
+        "a list of each object": "class C:\n    def f(self) -> None:\n        self.a = []\n        self.a.append(1)\n",
         "a name of a script": "if __name__ == '__main__':\n    rows = [1]\n",
         "a class that is set up": "class C:\n    def __init_subclass__(cls) -> None:\n        cls.n = 1\n",
         "a default that is copied": "from pydantic import BaseModel\nclass C(BaseModel):\n    rows: list[int] = []\n",
@@ -64,11 +64,11 @@ CLEAN: dict[int, dict[str, str]] = {
         "any exception has a fallback": "try:\n    x = 1\nexcept Exception:\n    x = 2\n",
         "one that is raised again": "try:\n    x = 1\nexcept Exception as error:\n    raise ValueError from error\n",
         "a call for what else it does": "def f(a: str) -> str:\n    print(a)\n    return a\ndef g() -> None:\n    f('b')\n",
-        "a call for its error": "def f(a: str) -> str:\n    if not a:\n        raise ValueError\n    return a\ndef g() -> None:\n    f('b')\n",
-        "a call that never returns": "import typing as t\ndef f() -> t.NoReturn:\n    raise ValueError\ndef g() -> None:\n    f()\n",
-        "a number of bytes": "class F:\n    def write(self, a: bytes) -> int:\n        print(a)\n        return 1\n    def f(self) -> None:\n        self.write(b'')\n",
+        "a call for its error": "def f(a: str) -> str:\n    if a: raise OSError\n    return a\ndef g() -> None:\n    f('')\n",
+        "a call that never returns": "def f() -> t.NoReturn:\n    raise ValueError\ndef g() -> None:\n    f()\n",
+        "a number of bytes": "def write(a: bytes) -> int:\n    print(a)\n    return 1\ndef f() -> None:\n    write(b'')\n",
         "a finally that leaves its own loop": "try:\n    x = 1\nfinally:\n    for i in (1, 2):\n        break\n",
-        "a context that chooses": "class Q:\n    def __exit__(self, *error: object) -> bool:\n        return error[0] is KeyError\n",
+        "a context that chooses": "class Q:\n    def __exit__(self, *error: object) -> bool:\n        return not error[0]\n",
         "parameters that nobody reads": "def f(*_: Any, **__: Any) -> int:\n    return 1\n",
     },
     8: {
@@ -78,16 +78,16 @@ CLEAN: dict[int, dict[str, str]] = {
         "a method of one's own named eval": "class M:\n    def f(self) -> None:\n        self.model.eval()\n",
         "re.compile": "import re\nP = re.compile('a')\n",
         "names of a table": "def f(a: object) -> list[object]:\n    return [getattr(a, name) for name in ('b', 'c')]\n",
-        "names of a constant": "NAMES = {'b': 1}\ndef f(a: object) -> None:\n    for name, x in NAMES.items():\n        setattr(a, name, x)\n",
+        "names of a constant": "NAMES = {'b': 1}\ndef f(a: object) -> None:\n    for n in NAMES:\n        setattr(a, n, 1)\n",
         "names in the second column": (
             "def f(a: object) -> None:\n    for _, name in ((1, 'b'), (2, 'c')):\n        print(getattr(a, name))\n"
         ),
-        "a function of one's own named eval": "def eval(a: str) -> str:\n    return a\ndef f(a: str) -> str:\n    return eval(a)\n",
+        "a function of one's own named eval": "def eval(a: str) -> str:\n    return a\ndef f() -> str:\n    return eval('b')\n",
         "keywords of a known type": "def f(*args: P.args, **kwargs: P.kwargs) -> int:\n    return g(*args, **kwargs)\n",
         "keywords that are selected": "def f(**kwargs: int) -> None:\n    print(**{k: kwargs[k] for k in ('sep', 'end')})\n",
         "the environment is extended": "import os\ndef f() -> None:\n    os.environ |= {'A': '1'}\n",
         "a local name like an import": "def f(a: object) -> None:\n    os = a\n    os.b = 1\ndef g() -> None:\n    import os\n",
-        "a pickled state": "class C:\n    def __setstate__(self, a: dict[str, int]) -> None:\n        self.__dict__.update(a)\n",
+        "a pickled state": "class C:\n    def __setstate__(self, a: object) -> None:\n        self.__dict__.update(a)\n",
     },
     9: {
         "two steps": "def f(a):\n    return a.b.c\n",
@@ -144,7 +144,7 @@ LIES: dict[int, dict[str, str]] = {
         "a list in small letters": "names = ['a']\n",
         "a constant that grows": "NAMES = ['a']\ndef f() -> None:\n    NAMES.append('b')\n",
         "a constant that is set": "NAMES: dict[str, int] = {}\ndef f() -> None:\n    NAMES['a'] = 1\n",
-        "a list of the class for all objects": "class C:\n    ROWS = []\n    def f(self) -> None:\n        self.ROWS.append(1)\n",
+        "a list of the class for all objects": "class C:\n    A = []\n    def f(self) -> None:\n        self.A.append(1)\n",
         "a list in small letters of a class": "class C:\n    rows = [1]\n",
         "a class as a global": "class G:\n    n = 0\ndef f() -> None:\n    G.n += 1\n",
         "the class of an object": "class C:\n    n = 0\n    def f(self) -> None:\n        type(self).n = 1\n",
@@ -175,7 +175,7 @@ LIES: dict[int, dict[str, str]] = {
         "a status that is dropped": "def f(a: int) -> bool:\n    print(a)\n    return a > 1\ndef g() -> None:\n    f(3)\n",
         "an awaited status": "async def f() -> bool:\n    print(1)\n    return True\nasync def g() -> None:\n    await f()\n",
         "an error that is returned": "def f() -> ValueError | None:\n    print(1)\ndef g() -> None:\n    f()\n",
-        "a sum that is dropped": "def f(a: str) -> str:\n    return ''.join(sorted(a))\ndef g() -> None:\n    f('b')\n",
+        "a sum that is dropped": "def f(a: str) -> str:\n    return str(sorted(a))\ndef g() -> None:\n    f('b')\n",
         "Any as a text": "def f(a: 'Any | None') -> int:\n    return 1\n",
     },
     8: {
@@ -204,7 +204,7 @@ LIES: dict[int, dict[str, str]] = {
         "attrgetter of a value": "from operator import attrgetter\ndef f(a: str) -> object:\n    return attrgetter(a)\n",
         "object.__setattr__ of a value": "def f(a: object, b: str) -> None:\n    object.__setattr__(a, b, 1)\n",
         "a table of names that grows": (
-            "def f(a: object, b: str) -> None:\n    names = ['c']\n    names.append(b)\n    for n in names:\n        getattr(a, n)\n"
+            "def f(a: object, b: str) -> None:\n    c = ['d']\n    c.append(b)\n    for n in c:\n        getattr(a, n)\n"
         ),
         "a name of a loop that is set again": (
             "def f(a: object, b: str) -> None:\n    for n in ('c', 'd'):\n        n = b\n        getattr(a, n)\n"
@@ -262,21 +262,6 @@ def test_a_check_that_cannot_fail_is_critical(tmp_path: Path, name: str) -> None
     critical = [finding for finding in find(tmp_path, 5, LIES[5][name]) if finding.is_critical]
     assert critical
     assert "cannot fail" in critical[0].message
-
-
-def test_mypy_says_which_functions_have_wrong_types(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path, module="def f(a: int) -> int:\n    return str(a)\n")
-    (finding,) = results.check(tree, CallGraph(tree), ["module.py:2: error: Incompatible return value type"]).findings
-    assert "line 2" in finding.message
-    assert analysers.check(tree, ["module.py:2: error: Incompatible return value type"]).score == 0
-
-
-def test_a_report_of_mypy_from_another_folder_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = make_tree(tmp_path / "package", module="def f(a: int) -> int:\n    return str(a)\n")
-    monkeypatch.chdir(tmp_path)
-    assert analysers.check(tree, ["package/module.py:2: error: Incompatible return value type"]).score == 0
-    assert results.check(tree, CallGraph(tree), ["package/module.py:2: error: no"]).findings
-    assert analysers.check(tree, ["other/module.py:2: error: Incompatible return value type"]).score == 100
 
 
 def test_ruff_that_cannot_look_is_told(tmp_path: Path) -> None:

@@ -7,17 +7,14 @@ a method of an object of an unknown class, has no edge; so recursion that only r
 import ast
 from collections.abc import Iterator
 
-from research.compliance.syntax.components import find_components
-from research.compliance.syntax.functions import Function, FunctionNode, get_last_name, is_none
+from research.compliance.syntax.components import find_cycles
+from research.compliance.syntax.functions import Function, get_last_name, is_none
 from research.compliance.syntax.names import Class, list_bound, read_imports, read_names, to_key
-from research.compliance.syntax.tree import Tree, list_children, walk
+from research.compliance.syntax.tree import Tree
+from research.compliance.syntax.unread import list_unread, uses, walk_calls
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at
-INSPECTORS = {
-    "isinstance", "issubclass", "cast", "super", "type", "hasattr", "getattr", "setattr", "id", "repr", "str", "callable",
-    "wraps", "signature", "get_type_hints", "unwrap", "getsource", "getdoc", "getmodule", "iscoroutinefunction",
-}  # fmt: skip  # they read a function or a class and do not call it
 CONTAINERS = {
     "list", "tuple", "set", "frozenset", "dict", "deque", "List", "Tuple", "Set", "Dict", "Sequence", "Iterable", "Iterator",
     "Collection", "Mapping", "MutableSequence", "MutableMapping", "defaultdict", "OrderedDict",
@@ -37,6 +34,10 @@ class CallGraph:
         self.imports = {unit: read_imports(f.module, self.walked[unit]) for unit, f in self.functions.items()}
         self.types = {unit: self.read_types(function) for unit, function in self.functions.items()}
         self.edges = {unit: sorted(self.find_callees(unit, function)) for unit, function in self.functions.items()}
+
+    def get_functions(self, module: str) -> dict[str, Function]:
+        """Return the functions of a module, by their names in it."""
+        return self.names[module].functions
 
     def find_callees(self, unit: str, function: Function) -> set[str]:
         """Return the units of the functions that a function calls or hands on."""
@@ -96,7 +97,7 @@ class CallGraph:
 
     def list_scopes(self, function: Function) -> Iterator[Function]:
         """Yield a function and then those around it."""
-        functions, parts = self.names[function.module.name].functions, function.name.split(".")
+        functions, parts = self.get_functions(function.module.name), function.name.split(".")
         yield function
         for depth in range(len(parts) - 1, 0, -1):
             outer = functions.get(".".join(parts[:depth]))
@@ -192,7 +193,7 @@ class CallGraph:
 
     def find_nested(self, function: Function, name: str) -> str:
         """Return the unit of a function of that name inside this one or those around it; empty where there is none."""
-        functions = self.names[function.module.name].functions
+        functions = self.get_functions(function.module.name)
         for scope in self.list_scopes(function):
             inner = functions.get(f"{scope.name}.{name}")  # a class around them is no scope of names
             if inner is not None:
@@ -250,7 +251,7 @@ class CallGraph:
     def find_method(self, owner: Class, name: str, skip_own: bool = False) -> set[str]:
         """Return the unit of a method of a class, or of the first of its bases that has it."""
         for kind in self.iter_bases(owner):
-            functions, alias = self.names[kind.module].functions, kind.attributes.get(name)
+            functions, alias = self.get_functions(kind.module), kind.attributes.get(name)
             method = functions.get(f"{kind.name}.{name}")
             if method is None and isinstance(alias, ast.Name):  # `go = run`
                 method = functions.get(f"{kind.name}.{alias.id}")
@@ -280,38 +281,4 @@ class CallGraph:
 
     def find_cycles(self) -> list[list[str]]:
         """Return the groups of functions that reach themselves."""
-        return [group for group in find_components(self.edges) if len(group) > 1 or group[0] in self.edges[group[0]]]
-
-
-def walk_calls(node: FunctionNode) -> Iterator[ast.AST]:
-    """Yield the nodes of a function, its lambdas included: not the bodies of functions and classes inside it."""
-    left: list[ast.AST] = [*node.body]
-    while left:
-        child = left.pop()
-        yield child
-        left += child.decorator_list if isinstance(child, FunctionNode | ast.ClassDef) else list_children(child)
-
-
-def list_unread(node: ast.AST) -> list[ast.AST]:
-    """Return the nodes below one that name a function or a class and neither call it nor hand it on."""
-    if isinstance(node, ast.Compare):  # `kind is A`
-        return [node.left, *node.comparators]
-    if isinstance(node, ast.If | ast.IfExp):
-        return [node.test]
-    if isinstance(node, ast.Subscript):
-        return [node.slice]
-    if isinstance(node, ast.AnnAssign):
-        return [*walk(node.annotation)]
-    if isinstance(node, ast.ExceptHandler) and node.type is not None:
-        return [*walk(node.type)]
-    is_named = isinstance(node, ast.Call) and not isinstance(node.func, ast.Call)  # `type(x)(map(f, x))` calls f
-    if isinstance(node, ast.Call) and is_named and get_last_name(node) in INSPECTORS:
-        return [child for argument in node.args for child in walk(argument) if not isinstance(child, ast.Call)]
-    return []
-
-
-def uses(node: FunctionNode, name: str) -> bool:
-    """Return whether a function calls a parameter of it, or hands it on to what may."""
-    walked = [*walk_calls(node)]
-    unread = {id(child) for parent in walked for child in list_unread(parent)}
-    return any(isinstance(child, ast.Name) and child.id == name and id(child) not in unread for child in walked)
+        return find_cycles(self.edges)

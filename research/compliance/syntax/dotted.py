@@ -18,6 +18,6 @@ def list_module_names(module: Module, tree: set[str]) -> set[str]:
                 names |= {".".join(parts[:number]) for number in range(1, len(parts) + 1)}
         elif isinstance(node, ast.ImportFrom):
             home = find_home(module, node)
-            parts = [alias for alias in node.names if alias.name.islower()]
-            names |= {part.asname or part.name for part in parts if home not in tree or f"{home}.{part.name}" in tree}
+            may_be = [alias for alias in node.names if alias.name.islower()]
+            names |= {alias.asname or alias.name for alias in may_be if home not in tree or f"{home}.{alias.name}" in tree}
     return names
