@@ -34,10 +34,10 @@ def check(tree: Tree) -> RuleResult:
         bodies += [(function.unit, function.node) for function in list_functions(module)]
         units += len(bodies)
         for unit, body in bodies:
-            own = list_bound(body) if isinstance(body, FunctionNode) else set[str]()
+            own = list_bound(body) if isinstance(body, FunctionNode) else frozenset[str]()
             nodes = list_nodes(body)
             shown = find_shown(module, nodes)
-            faults = [*find_evaluators(nodes, imports, shadowed | own), *find_names(nodes, shown)]
+            faults = [*find_evaluators(nodes, imports, own | shadowed), *find_names(nodes, shown)]
             faults += [*find_patches(nodes, {name: to for name, to in imports.items() if name not in own})]
             faults += [*(find_spaces(nodes) if not unit.endswith(".__setstate__") else ()), *find_handed_on(body)]
             findings += [Finding(module.path, line, RULE, unit, message, bad) for line, message, bad in faults]
@@ -70,7 +70,7 @@ def list_shadowed(module: Module, imports: dict[str, str]) -> set[str]:
     return names | {node.name for node in module.syntax.body if isinstance(node, FunctionNode | ast.ClassDef)}
 
 
-def find_evaluators(nodes: list[ast.AST], imports: dict[str, str], shadowed: set[str]) -> Iterator[Fault]:
+def find_evaluators(nodes: list[ast.AST], imports: dict[str, str], shadowed: frozenset[str]) -> Iterator[Fault]:
     """Yield the places that name eval, exec or compile: to call them, to hand them on, or to give them another name."""
     for node in nodes:
         name = ""

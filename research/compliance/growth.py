@@ -96,7 +96,7 @@ class Reader:
         name = function.node.name
         return not name.startswith("_") or name.endswith("__") or bool(self.mentions[name] or function.decorators)
 
-    def list_bound(self, function: Function) -> set[str]:
+    def list_bound(self, function: Function) -> frozenset[str]:
         """Return the names that a function binds itself."""
         return self.graph.bound[f"{self.module.name}.{to_key(function)}"]
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.containers import CONTAINERS, DISPLAYS, GROWERS, SHRINKERS, get_base, get_head
@@ -124,18 +125,21 @@ def find_changed(function: Function, imports: Mapping[str, str]) -> set[str]:
     """Return the dotted names of what a function changes outside of itself: containers of modules and of classes."""
     own, module = list_bound(function.node), function.module.name
     owner = f"{module}.{function.name.rpartition('.')[0]}" if function.owner is not None else ""
-    set_here = {ast.unparse(node) for node in walk(function.owner or ast.Pass())
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}  # fmt: skip
     changed = set[str]()
     for node in walk_own(function.node):
         target = get_changed(node)
         text = ast.unparse(target) if target is not None else ""
         first, _, rest = text.partition(".")
-        if owner and first in ("self", "cls") and rest and text not in set_here:
-            changed.add(f"{owner}.{rest}")
+        if function.owner is not None and first in ("self", "cls") and rest:
+            changed |= {f"{owner}.{rest}"} - {f"{owner}.{node.attr}" for node in walk(function.owner) if is_set(node, text)}
         elif text and first not in own:
             changed |= {f"{module}.{text}", ".".join(filter(None, [imports.get(first, first), rest]))}
     return changed
+
+
+def is_set(node: ast.AST, text: str) -> TypeGuard[ast.Attribute]:
+    """Return whether a node sets an attribute that is written so."""
+    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
 
 
 def get_changed(node: ast.AST) -> ast.Name | ast.Attribute | None:

@@ -41,7 +41,7 @@ def find_pure(graph: CallGraph) -> set[str]:
     return {unit for unit, function in single.items() if not function.decorators and returns_only(function, graph.bound[unit])}
 
 
-def returns_only(function: Function, bound: set[str]) -> bool:
+def returns_only(function: Function, bound: frozenset[str]) -> bool:
     """Return whether a function has a result, and neither a statement nor a call that does anything else."""
     nodes = walk_own(function.node)
     results = [node.value for node in nodes if isinstance(node, ast.Return)]

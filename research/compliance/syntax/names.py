@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from research.compliance.syntax.functions import PROPERTIES, Function, FunctionNode, list_functions
 from research.compliance.syntax.tree import Module, find_home, list_children, walk
@@ -127,7 +128,8 @@ def read_constructor(node: FunctionNode) -> dict[str, ast.expr]:
     return annotated
 
 
-def list_bound(node: FunctionNode) -> set[str]:
+@lru_cache(maxsize=32768)  # of functions: several rules look at each
+def list_bound(node: FunctionNode) -> frozenset[str]:
     """Return the names that a function binds itself: parameters, also those of its lambdas, and what it assigns."""
     bound, unbound, left = set[str](), set[str](), list[ast.AST]([*node.body, node.args])
     while left:
@@ -142,4 +144,4 @@ def list_bound(node: FunctionNode) -> set[str]:
             bound.add(child.name)
         if not isinstance(child, FunctionNode | ast.ClassDef):
             left += list_children(child)
-    return bound - unbound
+    return frozenset(bound - unbound)
