@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.syntax.functions import FunctionNode, get_last_name, list_functions, walk_own
+from research.compliance.syntax.functions import FunctionNode, get_last_name, list_functions, walk_own, walk_top
 from research.compliance.syntax.names import list_bound, read_imports
 from research.compliance.syntax.tables import find_shown
 from research.compliance.syntax.tree import Module, Tree, walk
@@ -29,44 +29,32 @@ def check(tree: Tree) -> RuleResult:
     findings, units = list[Finding](), 0
     for module in tree.modules:
         imports = read_imports(module, module.nodes)
-        shadowed = list_shadowed(module, imports)
-        bodies: list[tuple[str, ast.AST]] = [(module.name, ast.Module([*iter_top(module)], []))]
+        top = [*walk_top(module.syntax)]
+        shadowed = list_shadowed(module, top, imports)
+        bodies: list[tuple[str, FunctionNode | None]] = [(module.name, None)]
         bodies += [(function.unit, function.node) for function in list_functions(module)]
         units += len(bodies)
         for unit, body in bodies:
-            own = list_bound(body) if isinstance(body, FunctionNode) else frozenset[str]()
-            nodes = list_nodes(body)
-            shown = find_shown(module, nodes)
-            faults = [*find_evaluators(nodes, imports, own | shadowed), *find_names(nodes, shown)]
+            own, nodes = (list_bound(body), list_nodes(body)) if body is not None else (frozenset[str](), top)
+            faults = [*find_evaluators(nodes, imports, own | shadowed), *find_names(nodes, find_shown(module, nodes))]
             faults += [*find_patches(nodes, {name: to for name, to in imports.items() if name not in own})]
-            faults += [*(find_spaces(nodes) if not unit.endswith(".__setstate__") else ()), *find_handed_on(body)]
+            faults += [*(find_spaces(nodes) if not unit.endswith(".__setstate__") else ())]
+            faults += [*(find_handed_on(body) if body is not None else ())]
             findings += [Finding(module.path, line, RULE, unit, message, bad) for line, message, bad in faults]
     return RuleResult(RULE, units, findings, len({(f.path, f.unit) for f in findings}))
 
 
-def list_nodes(body: ast.AST) -> list[ast.AST]:
-    """Return the nodes of a body with those of its lambdas, and of a function's defaults and decorators."""
-    outer = [*body.args.defaults, *body.args.kw_defaults, *body.decorator_list] if isinstance(body, FunctionNode) else []
+def list_nodes(body: FunctionNode) -> list[ast.AST]:
+    """Return the nodes of a function with those of its lambdas, its defaults and its decorators."""
+    outer = [*body.args.defaults, *body.args.kw_defaults, *body.decorator_list]
     nodes = [child for part in outer if part is not None for child in walk(part)]
     return nodes + [child for node in walk_own(body) for child in (walk(node) if isinstance(node, ast.Lambda) else [node])]
 
 
-def iter_top(module: Module) -> Iterator[ast.stmt]:
-    """Yield the statements of a module that run at its import, those in classes included."""
-    left = [*module.syntax.body]
-    while left:
-        statement = left.pop(0)
-        if isinstance(statement, ast.ClassDef):
-            left = [*statement.body, *left]
-        elif not isinstance(statement, FunctionNode):
-            yield statement
-
-
-def list_shadowed(module: Module, imports: dict[str, str]) -> set[str]:
+def list_shadowed(module: Module, top: list[ast.AST], imports: dict[str, str]) -> set[str]:
     """Return the names at the top of a module that are no longer Python's own: a function named eval, say."""
     names = {name for name, dotted in imports.items() if not dotted.startswith("builtins.")}
-    for statement in iter_top(module):
-        names |= {node.id for node in walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.id for node in top if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return names | {node.name for node in module.syntax.body if isinstance(node, FunctionNode | ast.ClassDef)}
 
 
@@ -152,20 +140,21 @@ def find_spaces(nodes: list[ast.AST]) -> Iterator[Fault]:
             )
 
 
-def find_handed_on(body: ast.AST) -> Iterator[Fault]:
+def find_handed_on(body: FunctionNode) -> Iterator[Fault]:
     """Yield the call to which a function hands on its **kwargs. Those whose types are known, as P.kwargs, may be."""
-    if not isinstance(body, FunctionNode) or body.args.kwarg is None or body.name == "__init_subclass__":
+    kwarg = body.args.kwarg
+    if kwarg is None or body.name == "__init_subclass__":
         return
-    annotation = ast.unparse(body.args.kwarg.annotation) if body.args.kwarg.annotation is not None else ""
+    annotation = ast.unparse(kwarg.annotation) if kwarg.annotation is not None else ""
     if annotation.endswith(".kwargs") or "Unpack[" in annotation:
         return
-    names, nodes = {body.args.kwarg.arg}, walk(body)
+    names, nodes = {kwarg.arg}, walk(body)
     for node in nodes:
         if isinstance(node, ast.Assign) and get_whole(node.value) in names:
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     words = [word for node in nodes if isinstance(node, ast.Call) for word in node.keywords]
     if any(word.arg is None and get_whole(word.value) in names for word in words):
-        yield body.lineno, f"**{body.args.kwarg.arg} is handed on unread; name the parameters that are meant", False
+        yield body.lineno, f"**{kwarg.arg} is handed on unread; name the parameters that are meant", False
 
 
 def get_whole(node: ast.expr) -> str:

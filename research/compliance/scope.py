@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeGuard
 
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.syntax.containers import CONTAINERS, DISPLAYS, GROWERS, SHRINKERS, get_base, get_head
+from research.compliance.syntax.containers import CONTAINERS, DISPLAYS, GROWERS, SHRINKERS, get_base, get_head, list_targets
 from research.compliance.syntax.functions import BLOCKS, Function, FunctionNode, get_last_name, list_functions, walk_own
 from research.compliance.syntax.names import list_bound, read_imports
 from research.compliance.syntax.tree import Module, Tree, list_children, walk
@@ -74,16 +74,8 @@ def find_shared(function: Function, names: set[str]) -> Iterator[tuple[int, str]
 def list_shared(module: Module, imports: Mapping[str, str], modules: set[str]) -> set[str]:
     """Return the names of a module that mean one object for all of the tree: what it defines or sets, what it imports of it."""
     names = {name for name, dotted in imports.items() if {dotted, dotted.rpartition(".")[0]} & modules}
-    names |= {node.id for statement in iter_top(module.syntax.body) for node in list_targets(statement)}
+    names |= {node.id for part in iter_top(module.syntax.body) for node in list_targets(part) if isinstance(node, ast.Name)}
     return names | {node.name for node in module.syntax.body if isinstance(node, FunctionNode | ast.ClassDef)}
-
-
-def list_targets(statement: ast.stmt) -> list[ast.Name]:
-    """Return the names that a statement sets to a value."""
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        targets = [statement.target]
-    return [target for target in targets if isinstance(target, ast.Name)]
 
 
 def is_mutable(node: ast.expr) -> bool:
@@ -98,7 +90,7 @@ def iter_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         node = left.pop(0)
         if isinstance(node, ast.stmt):
             yield node
-        is_script = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        is_script = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         if not is_script and not isinstance(node, FunctionNode | ast.ClassDef):
             left += [child for child in list_children(node) if isinstance(child, BLOCKS)]
 
@@ -114,7 +106,8 @@ def list_bindings(module: Module) -> Bindings:
                 left.append((f"{prefix}.{statement.name}", statement.body))
             value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
             annotation = statement.annotation if isinstance(statement, ast.AnnAssign) else None
-            for target in list_targets(statement) if value is not None and is_mutable(value) else []:
+            targets = list_targets(statement) if value is not None and is_mutable(value) else []
+            for target in (target for target in targets if isinstance(target, ast.Name)):
                 is_constant = target.id.lstrip("_").isupper() or target.id.endswith("_")
                 is_constant |= annotation is not None and get_head(annotation) in READ_ONLY
                 bindings[f"{prefix}.{target.id}"] = target.lineno, is_constant

@@ -77,14 +77,14 @@ class Endless:
         if not isinstance(node.func, ast.Name | ast.Attribute):
             return False
         if kind := self.graph.find_class(self.module, node.func):
-            return any(map(self.goes_on, self.graph.find_method(kind, "__next__")))
+            return any(map(self.never_stops, self.graph.find_method(kind, "__next__")))
         if self.function is None:
             units = self.graph.look_up(self.module, name) if isinstance(node.func, ast.Name) else set()
         else:
             units = self.graph.resolve_call(f"{self.module}.{to_key(self.function)}", node)
         return bool(units & self.generators)
 
-    def goes_on(self, unit: str) -> bool:
+    def never_stops(self, unit: str) -> bool:
         """Return whether a __next__ neither raises nor asks anything else for the next one."""
         return not any(isinstance(node, ast.Raise | ast.Call) for node in self.graph.walked[unit])
 

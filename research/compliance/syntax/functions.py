@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -120,6 +121,15 @@ def walk_own(node: ast.AST) -> tuple[ast.AST, ...]:
         elif not isinstance(child, ast.Lambda):
             left += list_children(child)
     return tuple(nodes)
+
+
+def walk_top(syntax: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes that run when a module is imported: with the bodies of classes, without those of functions."""
+    left: list[ast.AST] = [syntax]
+    while left:
+        node = left.pop()
+        yield node
+        left += [child for child in list_children(node) if not isinstance(child, FunctionNode)]
 
 
 @lru_cache(maxsize=4096)
