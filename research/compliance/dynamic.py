@@ -124,20 +124,18 @@ def find_patches(nodes: list[ast.AST], imports: dict[str, str]) -> Iterator[Faul
 
 
 def find_spaces(nodes: list[ast.AST]) -> Iterator[Fault]:
-    """Yield the places of a body that write names as items: `globals()[name] = x`, `x.__dict__.update(...)`."""
+    """Yield the places of a body that use names as items: `globals()[name]`, `vars(x)["a"] = 1`, `x.__dict__.update(...)`."""
     for node in nodes:
         owner: ast.expr | None = None
-        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        if isinstance(node, ast.Subscript) and not (isinstance(node.ctx, ast.Load) and isinstance(node.slice, ast.Constant)):
             owner = node.value
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS:
             owner = node.func.value
         is_space = isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id in SPACES
-        if owner is not None and (is_space or ast.unparse(owner).endswith((".__dict__", "sys.modules"))):
-            yield (
-                owner.lineno,
-                f"{ast.unparse(owner)[:40]} is written as a table of names; set the attribute by its name",
-                False,
-            )
+        is_read = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
+        text = ast.unparse(owner) if owner is not None else ""
+        if owner is not None and (is_space or text.endswith(".__dict__") or (text == "sys.modules" and not is_read)):
+            yield owner.lineno, f"{text[:40]} is used as a table of names; write the attribute by its name", False
 
 
 def find_handed_on(body: FunctionNode) -> Iterator[Fault]:

@@ -198,6 +198,7 @@ LIES: dict[int, dict[str, str]] = {
         "a compiled text": "def f(a: str) -> object:\n    return compile(a, 'f', 'exec')\n",
         "a file that is run": "import runpy\ndef f(a: str) -> object:\n    return runpy.run_path(a)\n",
         "globals() as a table": "def f(a: str) -> None:\n    globals()[a] = 1\n",
+        "a name of globals()": "def f(a: str) -> object:\n    return globals()[a]\n",
         "__dict__ as a table": "def f(a: object) -> None:\n    a.__dict__.update(b=1)\n",
         "a module that is put in place of another": "import sys\ndef f(a: object) -> None:\n    sys.modules['os'] = a\n",
         "setattr of a module": "import os\ndef f() -> None:\n    setattr(os, 'sep', '/')\n",
