@@ -92,8 +92,17 @@ def run_ruff(tree: Tree) -> tuple[dict[str, list[tuple[int, str]]], str]:
     """Return what ruff finds, by file, under the settings of the tree, and why it could not look; empty where it could."""
     if find_spec("ruff") is None:
         return {}, "ruff is not installed: rule 10 judges without it"
-    path = tree.modules[0].path if len(tree.modules) == 1 else "."
-    command = [sys.executable, "-m", "ruff", "check", "--output-format", "json", "--quiet", path]
+    paths = [module.path for module in tree.modules] if len(tree.modules) == 1 else ["."]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--output-format",
+        "json",
+        "--quiet",
+        *(paths if len(paths) == 1 else ["."]),
+    ]
     try:
         done = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, timeout=SECONDS, check=False)
         entries = json.loads(done.stdout)

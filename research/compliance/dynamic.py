@@ -90,7 +90,7 @@ def get_text(node: ast.expr) -> str:
 def find_names(nodes: list[ast.AST], shown: set[int]) -> Iterator[Fault]:
     """Yield the places of a body that read or set a name which its text does not show."""
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
             yield node.lineno, "import * binds names that no reader sees; name them", False
         if isinstance(node, ast.Call) and is_dynamic(node, shown):
             yield node.lineno, f"{get_last_name(node)} with a name that is a value; use a mapping, or write the name", False

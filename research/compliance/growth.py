@@ -57,6 +57,11 @@ class Store:
     kinds: dict[str, str] = field(default_factory=dict)  # name -> list, dict, ..., or empty for no container
     bounded: frozenset[str] = frozenset()  # names that something empties, replaces or measures
 
+    @property
+    def names(self) -> set[str]:
+        """The names of its containers."""
+        return {name for name, kind in self.kinds.items() if kind}
+
 
 def build_store(settings: list[Setting], bounded: set[str]) -> Store:
     """Return the containers among names that are set: the first word on their kind holds."""
@@ -199,8 +204,8 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
 
 def touches(reader: Reader, function: Function) -> bool:
     """Return whether a function reads a container of its module."""
-    kinds = {name for name, kind in reader.globals.kinds.items() if kind}
-    return any(isinstance(node, ast.Name) and node.id in kinds for node in (walk(function.node) if kinds else ()))
+    names = reader.globals.names
+    return any(isinstance(node, ast.Name) and node.id in names for node in (walk(function.node) if names else ()))
 
 
 def is_setup(function: Function) -> bool:
@@ -232,7 +237,8 @@ def is_known(node: ast.AST, known: set[str]) -> bool:
 def find_stores(readers: dict[str, Reader], graph: CallGraph, owner: Class) -> Iterator[Store]:
     """Yield the containers of a class and of its bases in the tree."""
     for kind in graph.iter_bases(owner):
-        yield readers[kind.module].classes.get(kind.name, Store())
+        reader = readers[kind.module]
+        yield reader.classes.get(kind.name, Store())
 
 
 def grows(stores: list[Store], name: str, act: str) -> bool:
@@ -249,7 +255,7 @@ def grows(stores: list[Store], name: str, act: str) -> bool:
 def judge_globals(reader: Reader, function: Function) -> Iterator[tuple[int, str]]:
     """Yield the lines where a function makes a container of its module grow that nothing bounds, with a message."""
     nodes, store = reader.list_nodes(function), reader.globals
-    names = {name for name, kind in store.kinds.items() if kind} - store.bounded - reader.list_bound(function)
+    names = store.names - store.bounded - reader.list_bound(function)
     known = list_known_keys(nodes) if names else set[str]()
     for node in nodes if names else []:
         for container, act in iter_grown(node):

@@ -164,7 +164,8 @@ def is_inner(graph: CallGraph, caller: str, callees: set[str]) -> bool:
     """Return whether what a function calls is a function inside it that only this call mentions."""
     inner = [callee for callee in callees if callee.startswith(f"{caller}.")]
     names = [callee.rpartition(".")[2] for callee in inner]
-    around = [node for node in walk(graph.functions[caller].node) if isinstance(node, ast.Name)] if inner else []
+    function = graph.functions[caller]
+    around = [node for node in walk(function.node) if isinstance(node, ast.Name)] if inner else []
     return bool(inner) and sum(node.id in names for node in around) == 1
 
 

@@ -146,7 +146,7 @@ def iter_handlers(module: Module) -> Iterator[tuple[int, str]]:
             is_bad = any(is_broad(argument, broad) for argument in node.args)
             yield node.lineno, "suppress swallows any exception; name the one that is meant" if is_bad else ""
         elif isinstance(node, ast.Try | ast.TryStar) and any(map(leaves, node.finalbody)):
-            yield node.finalbody[0].lineno, "leaving a finally swallows any exception; leave after it"
+            yield min(part.lineno for part in node.finalbody), "leaving a finally swallows any exception; leave after it"
         elif isinstance(node, FunctionNode) and node.name in ("__exit__", "__aexit__"):
             yield node.lineno, "it swallows any exception: it returns True whatever it gets" if is_deaf(node) else ""
 

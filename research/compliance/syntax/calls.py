@@ -87,7 +87,8 @@ class CallGraph:
             return
         for unit in self.resolve(function, call.func, types):
             callee = self.functions[unit]
-            pairs = [*zip(call.args, callee.parameters[: len(callee.node.args.args)], strict=False)]
+            args = callee.node.args
+            pairs = [*zip(call.args, callee.parameters[: len(args.args)], strict=False)]
             yield from (node for node, parameter in pairs if node in handed and not uses(callee.node, parameter.arg))
 
     def resolve_call(self, unit: str, call: ast.Call) -> set[str]:
@@ -125,7 +126,8 @@ class CallGraph:
         annotated = [(arg.arg, arg.annotation) for arg in function.parameters if arg.annotation]
         pairs = [(name, self.find_class(function.module.name, annotation)) for name, annotation in annotated]
         types = {name: kind for name, kind in pairs if kind is not None}
-        named = [*function.node.args.posonlyargs, *function.node.args.args]
+        args = function.node.args
+        named = [*args.posonlyargs, *args.args]
         if named and "staticmethod" not in function.decorators and (owner := self.get_owner(function)):
             types[named[0].arg] = owner
         return types
@@ -206,8 +208,8 @@ class CallGraph:
         for _ in range(hops):
             if names is None:
                 return set()
-            if name in names.functions:
-                return {names.functions[name].unit}
+            if function := names.functions.get(name):
+                return {function.unit}
             if name in names.classes:
                 return self.find_method(names.classes[name], "__init__")
             if names.aliases.get(name, name) not in ("", name):
@@ -275,9 +277,10 @@ class CallGraph:
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name) or node.id not in self.names[module].imports:
+        names = self.names[module]
+        if not isinstance(node, ast.Name) or node.id not in names.imports:
             return ""
-        return ".".join([self.names[module].imports[node.id], *reversed(parts)])
+        return ".".join([names.imports[node.id], *reversed(parts)])
 
     def find_cycles(self) -> list[list[str]]:
         """Return the groups of functions that reach themselves."""

@@ -40,7 +40,8 @@ def unwrap(value: ast.expr) -> ast.expr:
     if isinstance(value, ast.Lambda):
         return value.body
     if isinstance(value, ast.Subscript) and get_head(value) in WRAPPERS:
-        return value.slice.elts[0] if isinstance(value.slice, ast.Tuple) else value.slice
+        item = value.slice
+        return item.elts[0] if isinstance(item, ast.Tuple) else item
     return value
 
 

@@ -59,10 +59,9 @@ class Endless:
         name = get_last_name(node) if isinstance(node, ast.Call) else ""
         if name in ("zip", "map") or (isinstance(node, ast.Call) and name == "islice"):
             return bool(parts) and (parts[0] if name == "islice" else all(parts))
-        if name == "takewhile" and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Lambda):
-            return any(parts) and bool(get_truth(node.args[0].body))
-        if name == "takewhile":
-            return False
+        if name == "takewhile" and isinstance(node, ast.Call):
+            test = node.args[0]
+            return any(parts) and isinstance(test, ast.Lambda) and bool(get_truth(test.body))
         return any(parts) or (isinstance(node, ast.Call) and self.is_source(node, name))
 
     def is_source(self, node: ast.Call, name: str) -> bool:
@@ -115,7 +114,8 @@ def is_same_for_ever(node: ast.expr) -> bool:
     """Return whether an iterator that never ends is one by intent: not `iter(read, b"")`, which ends with a file."""
     if not isinstance(node, ast.Call) or get_last_name(node) != "iter" or len(node.args) != 2:
         return True
-    return get_last_name(node.args[0]) in FACTORIES or isinstance(getattr(node.args[0], "body", None), ast.Constant)
+    source = node.args[0]
+    return get_last_name(source) in FACTORIES or isinstance(getattr(source, "body", None), ast.Constant)
 
 
 def find_assigned(nodes: list[ast.AST]) -> dict[str, ast.expr]:

@@ -63,8 +63,8 @@ def index_functions(module: Module) -> dict[str, Function]:
     functions = dict[str, Function]()
     for function in list_functions(module):
         key = to_key(function)
-        if key in functions:
-            functions[f"{key}:{functions[key].node.lineno}"] = functions[key]
+        if earlier := functions.get(key):
+            functions[f"{key}:{earlier.node.lineno}"] = earlier
         functions[key] = function
     return functions
 

@@ -183,6 +183,6 @@ def walk_certain(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
         elif isinstance(node, ast.IfExp):
             left.append(node.test)
         elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            left.append(node.generators[0].iter)
+            left += [part.iter for part in node.generators[:1]]
         elif not isinstance(node, ast.Lambda):
             left += list_children(node)
