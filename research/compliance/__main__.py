@@ -10,6 +10,7 @@ from pathlib import Path
 from research.compliance.formats import Options, format_github, format_json, format_text
 from research.compliance.output import Parser, escape_streams, warn, write
 from research.compliance.register import REGISTER_FILE, Register, Scope, apply_register, read_register
+from research.compliance.results import read_report
 from research.compliance.rules import RULES, Inputs, run_rules
 from research.compliance.sarif import format_sarif
 from research.compliance.score import BY_NAME, Report, make_report
@@ -78,11 +79,12 @@ def make(args: argparse.Namespace, today: date) -> Report:
     if not tree.modules and not tree.findings:
         raise ValueError(f"PATH={args.path}: all Python files are tests, configuration or generated; no file counts")
     rules = frozenset(args.rule or RULES)
-    lines = args.mypy_report.read_text(encoding="utf-8", errors="replace").splitlines() if args.mypy_report else None
+    lines, unchecked = read_report(args.mypy_report, tree) if args.mypy_report else (None, "")
     register = load_register(args.register, tree)
     results = run_rules(Inputs(tree, CallGraph(tree), lines), rules)
     outcome = apply_register(register, results, Scope(rules, find_prefix(args.path, tree)), today)
     notes = [] if lines is not None else ["without --mypy-report, rules 7 and 10 do not know the types that mypy knows"]
+    notes += [unchecked] if unchecked else []
     if len(rules) < len(RULES):
         notes.append(f"score and level are of {len(rules)} of {len(RULES)} rules")
     notes += [note for result in results for note in result.notes]

@@ -5,6 +5,8 @@ a container of its module. This is what can be read; a run whose memory stays fl
 """
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,13 +25,14 @@ from research.compliance.syntax.containers import (
     list_targets,
 )
 from research.compliance.syntax.contract import contract
-from research.compliance.syntax.functions import Function, get_last_name, is_none, list_functions
+from research.compliance.syntax.folding import get_truth
+from research.compliance.syntax.functions import Function, count_names, get_last_name, is_empty, is_none, list_functions
 from research.compliance.syntax.names import Class, to_key
-from research.compliance.syntax.tree import Module, Tree, walk
+from research.compliance.syntax.tree import Module, Tree, list_children, walk
 
 RULE = 3
 SETUP = ("__init__", "__new__", "__post_init__", "__enter__", "__aenter__", "__init_subclass__", "__set_name__", "__setstate__")
-SETUP_WORDS = ("setup", "set_up", "setUp", "init", "initialize", "initialise", "configure", "build", "reset", "prepare")
+SETUP_NAMES = re.compile(r"_*(set_?up|init(iali[sz]e)?|configure)(_\w*)?|_*(setUp|build|reset|prepare)_*")
 FIX = "clear it, give it a maxlen, or check its len()"
 KINDS = (
     ast.Call
@@ -55,6 +58,11 @@ class Store:
     kinds: dict[str, str] = field(default_factory=dict)  # name -> list, dict, ..., or empty for no container
     bounded: frozenset[str] = frozenset()  # names that something empties, replaces or measures
 
+    @property
+    def names(self) -> set[str]:
+        """The names of its containers."""
+        return {name for name, kind in self.kinds.items() if kind}
+
 
 def build_store(settings: list[Setting], bounded: set[str]) -> Store:
     """Return the containers among names that are set: the first word on their kind holds."""
@@ -73,6 +81,7 @@ class Reader:
 
     module: Module
     graph: CallGraph
+    mentions: Counter[str]  # how often the tree names something
 
     @cached_property
     def functions(self) -> list[Function]:
@@ -82,14 +91,20 @@ class Reader:
     @cached_property
     def nodes(self) -> dict[int, list[ast.AST]]:
         """The nodes of each function that matter here, with those of the functions inside it, by its identity."""
-        return {id(f.node): [node for node in walk(f.node) if isinstance(node, KINDS)] for f in self.functions}
+        return {id(f.node): [node for node in walk_live(f.node) if isinstance(node, KINDS)] for f in self.functions}
 
+    @contract
     def list_nodes(self, function: Function) -> list[ast.AST]:
         """Return the nodes of a function that matter here."""
         return self.nodes[id(function.node)]
 
+    def may_run(self, function: Function) -> bool:
+        """Return whether something may call a function: not a private one whose name no file mentions."""
+        name = function.node.name
+        return not name.startswith("_") or name.endswith("__") or bool(self.mentions[name] or function.decorators)
+
     @contract
-    def list_bound(self, function: Function) -> set[str]:
+    def list_bound(self, function: Function) -> frozenset[str]:
         """Return the names that a function binds itself."""
         return self.graph.bound[f"{self.module.name}.{to_key(function)}"]
 
@@ -97,7 +112,7 @@ class Reader:
     def globals(self) -> Store:
         """The containers of the file."""
         settings, bounded = list_settings(self.module.syntax.body), set[str]()
-        for function in self.functions:
+        for function in filter(self.may_run, self.functions):
             containers = {c.id for node in self.list_nodes(function) for c in iter_bounded(node) if isinstance(c, ast.Name)}
             bounded |= containers - self.list_bound(function)
         return build_store(settings, bounded)
@@ -110,7 +125,7 @@ class Reader:
             if function.owner is not None:
                 name = function.name.rpartition(".")[0]
                 settings.setdefault(name, list_settings(function.owner.body)).extend(self.list_attributes(function))
-                bounded.setdefault(name, set()).update(self.find_bounded(function))
+                bounded.setdefault(name, set()).update(self.find_bounded(function) if self.may_run(function) else ())
         return {name: build_store(settings[name], bounded[name]) for name in settings}
 
     def list_attributes(self, function: Function) -> list[Setting]:
@@ -132,6 +147,20 @@ class Reader:
             if not is_start or not is_setting:  # `rows = self.rows` sets no attribute
                 containers |= {get_attribute(container, {} if is_setting else aliases) for container in iter_bounded(node)}
         return containers - {""}
+
+
+def walk_live(node: ast.AST) -> list[ast.AST]:
+    """Return a node and those below it that matter: not a branch that never runs, nor a test that nothing follows from."""
+    nodes = [node]
+    for current in nodes:
+        truth = get_truth(current.test) if isinstance(current, ast.If) else None
+        if isinstance(current, ast.If) and truth is not None:
+            nodes += current.body if truth else current.orelse
+        elif isinstance(current, ast.If) and not current.orelse and all(map(is_empty, current.body)):
+            continue
+        elif not isinstance(current, ast.Expr) or not isinstance(current.value, ast.Compare):
+            nodes += list_children(current)
+    return nodes
 
 
 @contract
@@ -162,7 +191,10 @@ def find_aliases(nodes: list[ast.AST]) -> dict[str, str]:
 @contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the methods and functions that make a container grow which nothing empties or bounds."""
-    readers = {module.name: Reader(module, graph) for module in tree.modules}
+    mentions = Counter[str]()
+    for module in tree.modules:
+        mentions.update(count_names(module))
+    readers = {module.name: Reader(module, graph, mentions) for module in tree.modules}
     units, findings = 0, list[Finding]()
     for reader in readers.values():
         for function in reader.functions:
@@ -177,14 +209,14 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
 
 def touches(reader: Reader, function: Function) -> bool:
     """Return whether a function reads a container of its module."""
-    kinds = {name for name, kind in reader.globals.kinds.items() if kind}
-    return any(isinstance(node, ast.Name) and node.id in kinds for node in (walk(function.node) if kinds else ()))
+    names = reader.globals.names
+    return any(isinstance(node, ast.Name) and node.id in names for node in (walk(function.node) if names else ()))
 
 
 def is_setup(function: Function) -> bool:
     """Return whether a method is called while an object is set up."""
     name = function.node.name
-    return name in SETUP or name.strip("_").startswith(SETUP_WORDS)
+    return name in SETUP or bool(SETUP_NAMES.fullmatch(name))
 
 
 def judge_attributes(readers: dict[str, Reader], graph: CallGraph, function: Function) -> Iterator[tuple[int, str]]:
@@ -202,7 +234,6 @@ def judge_attributes(readers: dict[str, Reader], graph: CallGraph, function: Fun
                 yield getattr(node, "lineno", 0), f"self.{name} grows ({act}) and nothing empties or bounds it; {FIX}"
 
 
-@contract
 def is_known(node: ast.AST, known: set[str]) -> bool:
     """Return whether a node only replaces items that are there already."""
     return isinstance(node, ast.Assign) and all(ast.unparse(target) in known for target in list_targets(node))
@@ -211,7 +242,8 @@ def is_known(node: ast.AST, known: set[str]) -> bool:
 def find_stores(readers: dict[str, Reader], graph: CallGraph, owner: Class) -> Iterator[Store]:
     """Yield the containers of a class and of its bases in the tree."""
     for kind in graph.iter_bases(owner):
-        yield readers[kind.module].classes.get(kind.name, Store())
+        reader = readers[kind.module]
+        yield reader.classes.get(kind.name, Store())
 
 
 @contract
@@ -229,7 +261,7 @@ def grows(stores: list[Store], name: str, act: str) -> bool:
 def judge_globals(reader: Reader, function: Function) -> Iterator[tuple[int, str]]:
     """Yield the lines where a function makes a container of its module grow that nothing bounds, with a message."""
     nodes, store = reader.list_nodes(function), reader.globals
-    names = {name for name, kind in store.kinds.items() if kind} - store.bounded - reader.list_bound(function)
+    names = store.names - store.bounded - reader.list_bound(function)
     known = list_known_keys(nodes) if names else set[str]()
     for node in nodes if names else []:
         for container, act in iter_grown(node):

@@ -13,14 +13,16 @@ from itertools import pairwise
 from research.compliance.findings import Finding, RuleResult
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.contract import contract
-from research.compliance.syntax.functions import Visibility, get_last_name
+from research.compliance.syntax.functions import FunctionNode, Visibility, get_last_name
 from research.compliance.syntax.tree import Module, Tree, walk
 
 RULE = 4
 MAX_LINES = 60
+DEFINITION = FunctionNode | ast.ClassDef
 MAX_COLUMNS = 160  # a longer line counts as more
 LINE = 120  # columns that count as one line where a line is longer
-MIN_HANDED = 6  # variables of the caller that make a part of a function
+MIN_HANDED = 6  # variables of the caller that make a part of a function with its name
+MAX_HANDED = 10  # those that make one, whatever its name
 WORDS = "part|rest|cont|continued?|tail|end|next|more|half|second|third|again|stage|phase"
 PART = re.compile(rf"_?({WORDS})?_?\d*|_[a-z]")  # what a split function adds to its name
 PART_END = re.compile(rf"_({WORDS})?_?\d*$|\d+$")
@@ -29,7 +31,8 @@ PART_END = re.compile(rf"_({WORDS})?_?\d*$|\d+$")
 @contract
 def check(tree: Tree, graph: CallGraph) -> RuleResult:
     """Return the functions that are too long. Parts of a function that was split to pass count as one unit with it."""
-    sizes = {key: size for module in tree.modules for key, size in measure_module(module, graph).items()}
+    weights = {module.name: weigh_lines(module) for module in tree.modules}
+    sizes = {key: size for module in tree.modules for key, size in measure_module(module, graph, weights[module.name]).items()}
     homes = find_homes(tree, graph)
     totals, parts = Counter[str](), Counter[str]()
     for key, size in sizes.items():
@@ -42,7 +45,12 @@ def check(tree: Tree, graph: CallGraph) -> RuleResult:
             function = graph.functions[key]
             message = f"{lines} lines of code > {MAX_LINES}{explain(key, parts, homes)}; split it by what it does"
             findings.append(Finding(function.module.path, function.node.lineno, RULE, function.unit, message[:200]))
-    return RuleResult(RULE, len(totals), sorted(findings))
+    tops = {module: lines for module in tree.modules if (lines := measure_top(module, weights[module.name]))}
+    for module, lines in tops.items():
+        if lines > MAX_LINES:
+            message = f"{lines} lines of code > {MAX_LINES} in blocks outside of functions; make functions of them"
+            findings.append(Finding(module.path, 1, RULE, module.name, message))
+    return RuleResult(RULE, len(totals) + len(tops), sorted(findings))
 
 
 @contract
@@ -62,11 +70,24 @@ def follow(key: str, homes: dict[str, str]) -> str:
     return key
 
 
-def measure_module(module: Module, graph: CallGraph) -> dict[str, int]:
+def measure_top(module: Module, weights: list[int]) -> int:
+    """Return the lines of code in blocks at the top of a module or a class, as in `if` and `for`: not those of functions."""
+    bodies = [module.syntax.body, *(node.body for node in module.nodes if isinstance(node, ast.ClassDef))]
+    spans = [span(node) for body in bodies for node in body if list_blocks(node) and not isinstance(node, DEFINITION)]
+    inner = {line for node in module.nodes if spans and isinstance(node, FunctionNode) for line in span(node)}
+    return sum(weights[line] for line in {line for lines in spans for line in lines} - inner)
+
+
+@contract
+def span(node: ast.stmt) -> range:
+    """Return the numbers of the lines of a statement."""
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def measure_module(module: Module, graph: CallGraph, weights: list[int]) -> dict[str, int]:
     """Return the lines of code of each function of a module, by its key in the graph: inner functions have their own."""
-    weights = weigh_lines(module)
-    functions = {f"{module.name}.{key}": function for key, function in graph.names[module.name].functions.items()}
-    spans = {key: range(function.node.lineno, (function.node.end_lineno or 0) + 1) for key, function in functions.items()}
+    functions = {f"{module.name}.{key}": function for key, function in graph.get_functions(module.name).items()}
+    spans = {key: span(function.node) for key, function in functions.items()}
     sizes = {key: sum(weights[line] for line in span) for key, span in spans.items()}
     whole = {**sizes}
     for key, function in functions.items():
@@ -87,7 +108,7 @@ def weigh_lines(module: Module) -> list[int]:
     for line in comments:
         weights[line] = 0
     for node in nodes:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, DEFINITION):
             drop_text(node.body[0], weights)
         for block in list_blocks(node) if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) else []:
             add_packed(node, block, weights)
@@ -148,7 +169,8 @@ def is_inner(graph: CallGraph, caller: str, callees: set[str]) -> bool:
     """Return whether what a function calls is a function inside it that only this call mentions."""
     inner = [callee for callee in callees if callee.startswith(f"{caller}.")]
     names = [callee.rpartition(".")[2] for callee in inner]
-    around = [node for node in walk(graph.functions[caller].node) if isinstance(node, ast.Name)] if inner else []
+    function = graph.functions[caller]
+    around = [node for node in walk(function.node) if isinstance(node, ast.Name)] if inner else []
     return bool(inner) and sum(node.id in names for node in around) == 1
 
 
@@ -165,4 +187,5 @@ def is_part(graph: CallGraph, visibility: Visibility, callee: str, caller: str, 
     own, other = function.name.rpartition(".")[2].strip("_"), caller.rpartition(".")[2].strip("_")
     root = PART_END.sub("", other) or other
     is_same = any(own.startswith(name) and own != name and PART.fullmatch(own[len(name) :]) for name in (other, root))
-    return is_same and len(handed & graph.bound[caller]) >= MIN_HANDED
+    count = len(handed & graph.bound[caller])
+    return count >= MAX_HANDED or (is_same and count >= MIN_HANDED)

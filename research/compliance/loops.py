@@ -14,9 +14,9 @@ from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.endless import COMPREHENSIONS, Endless, find_assigned, find_generators, is_same_for_ever
 from research.compliance.syntax.folding import get_truth
-from research.compliance.syntax.functions import Function, FunctionNode, get_last_name
+from research.compliance.syntax.functions import Function, get_last_name, walk_top
 from research.compliance.syntax.paths import Loop
-from research.compliance.syntax.tree import Module, Tree, list_children
+from research.compliance.syntax.tree import Module, Tree
 
 RULE = 2
 COMPREHENSION = "a comprehension over what may never end; take islice of it, or zip it with what ends"
@@ -63,19 +63,10 @@ def iter_scopes(tree: Tree, graph: CallGraph) -> Iterator[Scope]:
         top = [*walk_top(module.syntax)]
         names = find_assigned(top)
         yield Scope(module, None, top, Endless(graph, module.name, None, names, generators), names)
-        for key, function in graph.names[module.name].functions.items():
+        for key, function in graph.get_functions(module.name).items():
             nodes = graph.walked[f"{module.name}.{key}"]
             own = find_assigned(nodes)
             yield Scope(module, function, nodes, Endless(graph, module.name, function, own, generators), names | own)
-
-
-def walk_top(syntax: ast.Module) -> Iterator[ast.AST]:
-    """Yield the nodes that run when a module is imported: with the bodies of classes, without those of functions."""
-    left: list[ast.AST] = [syntax]
-    while left:
-        node = left.pop()
-        yield node
-        left += [child for child in list_children(node) if not isinstance(child, FunctionNode)]
 
 
 def find_comprehensions(scope: Scope) -> Iterator[Finding]:

@@ -30,81 +30,30 @@ class Rule:
     check: Callable[[Inputs], RuleResult]
 
 
-RULES = {
-    rule.number: rule
-    for rule in (
-        Rule(
-            1,
-            "Control flow",
-            "function",
-            "No recursion, at most 10 paths through a function, at most 4 blocks inside each other.",
-            lambda inputs: flow.check(inputs.tree, inputs.graph),
-        ),
-        Rule(
-            2,
-            "Loop bounds",
-            "loop",
-            "A loop ends for a reason that its own line shows: a finite iterable, a counter or a deadline.",
-            lambda inputs: loops.check(inputs.tree, inputs.graph),
-        ),
-        Rule(
-            3,
-            "Memory",
-            "method",
-            "No container of an object or a module grows without a bound.",
-            lambda inputs: growth.check(inputs.tree, inputs.graph),
-        ),
-        Rule(
-            4,
-            "Length",
-            "function",
-            "At most 60 lines of code, without docstring, comments and blank lines.",
-            lambda inputs: length.check(inputs.tree, inputs.graph),
-        ),
-        Rule(
-            5,
-            "Checks",
-            "check",
-            "Two checks a public function, which can fail and stay on under python -O.",
-            lambda inputs: checks.check(inputs.tree, inputs.graph),
-        ),
-        Rule(
-            6,
-            "Scope",
-            "function or binding",
-            "No global, no nonlocal, no mutable default, no variable of a module that changes.",
-            lambda inputs: scope.check(inputs.tree),
-        ),
-        Rule(
-            7,
-            "Results and parameters",
-            "function",
-            "All parameters and results have types, results are used, exceptions are not swallowed.",
-            lambda inputs: results.check(inputs.tree, inputs.graph, inputs.mypy_lines),
-        ),
-        Rule(
-            8,
-            "Dynamic code",
-            "function",
-            "No eval, exec, import *, dynamic attributes, keywords handed on unread, or patched modules.",
-            lambda inputs: dynamic.check(inputs.tree),
-        ),
-        Rule(
-            9,
-            "Chains",
-            "expression",
-            "At most two steps from a name to what is read.",
-            lambda inputs: chains.check(inputs.tree),
-        ),
-        Rule(
-            10,
-            "Analysers",
-            "file",
-            "No finding of the analysers, with their strict settings.",
-            lambda inputs: analysers.check(inputs.tree, inputs.mypy_lines),
-        ),
-    )
-}
+# fmt: off
+RULES = {rule.number: rule for rule in (
+    Rule(1, "Control flow", "function", "No recursion, at most 10 paths, at most 4 blocks inside each other.",
+         lambda inputs: flow.check(inputs.tree, inputs.graph)),
+    Rule(2, "Loop bounds", "loop", "A loop ends for a reason that shows: a finite iterable, a counter or a deadline.",
+         lambda inputs: loops.check(inputs.tree, inputs.graph)),
+    Rule(3, "Memory", "method", "No container of an object or a module grows without a bound.",
+         lambda inputs: growth.check(inputs.tree, inputs.graph)),
+    Rule(4, "Length", "function", "At most 60 lines of code, without docstring, comments and blank lines.",
+         lambda inputs: length.check(inputs.tree, inputs.graph)),
+    Rule(5, "Checks", "check", "Two checks a public function, which can fail and stay on under python -O.",
+         lambda inputs: checks.check(inputs.tree, inputs.graph)),
+    Rule(6, "Scope", "function or binding", "No global, no nonlocal, no mutable default, no shared state that changes.",
+         lambda inputs: scope.check(inputs.tree)),
+    Rule(7, "Results and parameters", "function", "All has types, statuses are read, no exception is swallowed.",
+         lambda inputs: results.check(inputs.tree, inputs.graph, inputs.mypy_lines)),
+    Rule(8, "Dynamic code", "function", "No eval, exec, import *, dynamic attributes, keywords handed on, patched modules.",
+         lambda inputs: dynamic.check(inputs.tree)),
+    Rule(9, "Chains", "expression", "At most two steps from a name to what is read.",
+         lambda inputs: chains.check(inputs.tree)),
+    Rule(10, "Analysers", "file", "No finding of the analysers, with their strict settings.",
+         lambda inputs: analysers.check(inputs.tree, inputs.mypy_lines)),
+)}
+# fmt: on
 NO_RULE = Rule(
     0, "Files and register", "file", "Each file can be read, and each deviation is valid.", lambda _: RuleResult(0, 0, ())
 )

@@ -8,6 +8,7 @@ Private names of Hydra are used in this file only; tests/sweep/test_private.py p
 """
 
 import copy
+import logging
 import reprlib
 import signal
 from functools import partial, update_wrapper
@@ -31,6 +32,7 @@ from research.signals import Stopped
 PER_TRIAL_SETTINGS = ("hydra.job.env_set.", "hydra.sweep.subdir")  # settings of Hydra that change from trial to trial
 SIGNAL_CODES = (129, 130, 143)  # of processes that SIGHUP, SIGINT or SIGTERM has ended
 CACHE_SIZE = 8  # configurations, each of other choices
+log = logging.getLogger(__name__)
 
 
 class Composer:
@@ -73,7 +75,8 @@ class Composer:
         if key in self.cache:
             try:
                 return apply_values(*self.cache[key], overrides, master_config)
-            except Exception:  # a value that does not fit: Hydra's own message is the better one
+            except Exception as error:  # a value that does not fit: Hydra's own message is the better one
+                log.debug("%s is composed anew: %s", lines, error)
                 del self.cache[key]
         composed: DictConfig = self.loader.load_sweep_config(master_config, lines)
         if not self._has_overlap(overrides):

@@ -7,7 +7,7 @@ import sys
 
 from program import ROOT
 
-LEAST = {1: 98, 2: 97, 3: 97, 4: 100, 5: 90, 6: 99, 7: 98, 8: 98, 9: 99, 10: 99}  # percent; raise one with the score
+LEAST = {1: 99, 2: 97, 3: 97, 4: 100, 5: 90, 6: 99, 7: 99, 8: 98, 9: 99, 10: 99}  # percent; raise one with the score
 MAX_CPU_SECONDS = 20
 BOUNDS = ("MAX_", "once", "one call", "that of")  # a constant of the code, a reason why there is one, or another entry's
 

@@ -7,12 +7,12 @@ a method of an object of an unknown class, has no edge; so recursion that only r
 import ast
 from collections.abc import Iterator
 
-from research.compliance.syntax.components import find_components
+from research.compliance.syntax.components import find_cycles
 from research.compliance.syntax.contract import contract
-from research.compliance.syntax.functions import Function, is_none
+from research.compliance.syntax.functions import Function, get_last_name, is_none
 from research.compliance.syntax.names import Class, list_bound, read_imports, read_names, to_key
 from research.compliance.syntax.tree import Tree
-from research.compliance.syntax.uses import list_unread, uses, walk_calls
+from research.compliance.syntax.unread import list_unread, uses, walk_calls
 
 MAX_HOPS = 8  # from a name to what it means, over imports and aliases
 MAX_BASES = 50  # of a class that are looked at
@@ -37,6 +37,10 @@ class CallGraph:
         self.types = {unit: self.read_types(function) for unit, function in self.functions.items()}
         self.edges = {unit: sorted(self.find_callees(unit, function)) for unit, function in self.functions.items()}
 
+    def get_functions(self, module: str) -> dict[str, Function]:
+        """Return the functions of a module, by their names in it."""
+        return self.names[module].functions
+
     def find_callees(self, unit: str, function: Function) -> set[str]:
         """Return the units of the functions that a function calls or hands on."""
         types, callees, walked = self.types[unit], set[str](), self.walked[unit]
@@ -51,7 +55,25 @@ class CallGraph:
                 callees |= {unit for unit in units if id(node) not in owners or self.functions[unit].is_property}
             elif isinstance(node, ast.Attribute):
                 callees |= {f"{unit}.setter" for unit in units}
+        callees |= {callee for node in walked for callee in self.find_hidden(unit, node)}
         return {callee for callee in callees if callee in self.functions}
+
+    def find_hidden(self, unit: str, node: ast.AST) -> set[str]:
+        """Return what a node calls by other means than a name: `TABLE[x](...)`, `getattr(x, "name")`, an object's __call__."""
+        function, types = self.functions[unit], self.types[unit]
+        names = self.names[function.module.name]
+        if isinstance(node, ast.Subscript | ast.Attribute | ast.For | ast.Call):
+            owner = node.iter if isinstance(node, ast.For) else node.func if isinstance(node, ast.Call) else node.value
+            if isinstance(owner, ast.Name) and owner.id in names.tables and owner.id not in self.bound[unit]:
+                return {part for name in names.tables[owner.id] for part in self.look_up(function.module.name, name)}
+        if not isinstance(node, ast.Call):
+            return set()
+        if isinstance(node.func, ast.Name) and (kind := types.get(node.func.id)):
+            return self.find_method(kind, "__call__")
+        name = node.args[1] if get_last_name(node) == "getattr" and len(node.args) > 1 else None
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            return self.resolve(function, ast.Attribute(node.args[0], name.value, ast.Load()), types)
+        return set()
 
     def list_all_unread(self, function: Function, walked: list[ast.AST], types: dict[str, Class]) -> set[int]:
         """Return the identities of the nodes of a function that name a function without calling it or handing it on."""
@@ -67,7 +89,8 @@ class CallGraph:
             return
         for unit in self.resolve(function, call.func, types):
             callee = self.functions[unit]
-            pairs = [*zip(call.args, callee.parameters[: len(callee.node.args.args)], strict=False)]
+            args = callee.node.args
+            pairs = [*zip(call.args, callee.parameters[: len(args.args)], strict=False)]
             yield from (node for node, parameter in pairs if node in handed and not uses(callee.node, parameter.arg))
 
     @contract
@@ -79,7 +102,7 @@ class CallGraph:
     @contract
     def list_scopes(self, function: Function) -> Iterator[Function]:
         """Yield a function and then those around it."""
-        functions, parts = self.names[function.module.name].functions, function.name.split(".")
+        functions, parts = self.get_functions(function.module.name), function.name.split(".")
         yield function
         for depth in range(len(parts) - 1, 0, -1):
             outer = functions.get(".".join(parts[:depth]))
@@ -107,7 +130,8 @@ class CallGraph:
         annotated = [(arg.arg, arg.annotation) for arg in function.parameters if arg.annotation]
         pairs = [(name, self.find_class(function.module.name, annotation)) for name, annotation in annotated]
         types = {name: kind for name, kind in pairs if kind is not None}
-        named = [*function.node.args.posonlyargs, *function.node.args.args]
+        args = function.node.args
+        named = [*args.posonlyargs, *args.args]
         if named and "staticmethod" not in function.decorators and (owner := self.get_owner(function)):
             types[named[0].arg] = owner
         return types
@@ -178,7 +202,7 @@ class CallGraph:
 
     def find_nested(self, function: Function, name: str) -> str:
         """Return the unit of a function of that name inside this one or those around it; empty where there is none."""
-        functions = self.names[function.module.name].functions
+        functions = self.get_functions(function.module.name)
         for scope in self.list_scopes(function):
             inner = functions.get(f"{scope.name}.{name}")  # a class around them is no scope of names
             if inner is not None:
@@ -192,8 +216,8 @@ class CallGraph:
         for _ in range(hops):
             if names is None:
                 return set()
-            if name in names.functions:
-                return {names.functions[name].unit}
+            if function := names.functions.get(name):
+                return {function.unit}
             if name in names.classes:
                 return self.find_method(names.classes[name], "__init__")
             if names.aliases.get(name, name) not in ("", name):
@@ -240,7 +264,10 @@ class CallGraph:
     def find_method(self, owner: Class, name: str, skip_own: bool = False) -> set[str]:
         """Return the unit of a method of a class, or of the first of its bases that has it."""
         for kind in self.iter_bases(owner):
-            method = self.names[kind.module].functions.get(f"{kind.name}.{name}")
+            functions, alias = self.get_functions(kind.module), kind.attributes.get(name)
+            method = functions.get(f"{kind.name}.{name}")
+            if method is None and isinstance(alias, ast.Name):  # `go = run`
+                method = functions.get(f"{kind.name}.{alias.id}")
             if method is not None and not (skip_own and kind == owner):
                 return {method.unit}
         return set()
@@ -263,10 +290,11 @@ class CallGraph:
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name) or node.id not in self.names[module].imports:
+        names = self.names[module]
+        if not isinstance(node, ast.Name) or node.id not in names.imports:
             return ""
-        return ".".join([self.names[module].imports[node.id], *reversed(parts)])
+        return ".".join([names.imports[node.id], *reversed(parts)])
 
     def find_cycles(self) -> list[list[str]]:
         """Return the groups of functions that reach themselves."""
-        return [group for group in find_components(self.edges) if len(group) > 1 or group[0] in self.edges[group[0]]]
+        return find_cycles(self.edges)

@@ -43,7 +43,8 @@ def unwrap(value: ast.expr) -> ast.expr:
     if isinstance(value, ast.Lambda):
         return value.body
     if isinstance(value, ast.Subscript) and get_head(value) in WRAPPERS:
-        return value.slice.elts[0] if isinstance(value.slice, ast.Tuple) else value.slice
+        item = value.slice
+        return item.elts[0] if isinstance(item, ast.Tuple) else item
     return value
 
 
@@ -55,6 +56,7 @@ def is_limited(value: ast.expr) -> bool:
     return has_limit or any(get_head(call.func) == "deque" and len(call.args) > 1 for call in calls)
 
 
+@contract
 def get_head(node: ast.expr) -> str:
     """Return the last name of `a.b[c]`: b."""
     return get_last_name(node.value if isinstance(node, ast.Subscript) else node)

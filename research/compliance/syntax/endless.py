@@ -63,10 +63,9 @@ class Endless:
         name = get_last_name(node) if isinstance(node, ast.Call) else ""
         if name in ("zip", "map") or (isinstance(node, ast.Call) and name == "islice"):
             return bool(parts) and (parts[0] if name == "islice" else all(parts))
-        if name == "takewhile" and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Lambda):
-            return any(parts) and bool(get_truth(node.args[0].body))
-        if name == "takewhile":
-            return False
+        if name == "takewhile" and isinstance(node, ast.Call):
+            test = node.args[0]
+            return any(parts) and isinstance(test, ast.Lambda) and bool(get_truth(test.body))
         return any(parts) or (isinstance(node, ast.Call) and self.is_source(node, name))
 
     def is_source(self, node: ast.Call, name: str) -> bool:
@@ -76,14 +75,21 @@ class Endless:
         dotted = self.graph.to_dotted(self.module, node.func)
         if dotted.startswith("itertools."):
             has_times = len(node.args) > 1 or any(keyword.arg == "times" for keyword in node.keywords)
+            name = dotted.rpartition(".")[2]
             return name in ("count", "cycle") or (name == "repeat" and not has_times)
         if not isinstance(node.func, ast.Name | ast.Attribute):
             return False
+        if kind := self.graph.find_class(self.module, node.func):
+            return any(map(self.never_stops, self.graph.find_method(kind, "__next__")))
         if self.function is None:
             units = self.graph.look_up(self.module, name) if isinstance(node.func, ast.Name) else set()
         else:
             units = self.graph.resolve_call(f"{self.module}.{to_key(self.function)}", node)
         return bool(units & self.generators)
+
+    def never_stops(self, unit: str) -> bool:
+        """Return whether a __next__ neither raises nor asks anything else for the next one."""
+        return not any(isinstance(node, ast.Raise | ast.Call) for node in self.graph.walked[unit])
 
 
 @contract
@@ -115,7 +121,8 @@ def is_same_for_ever(node: ast.expr) -> bool:
     """Return whether an iterator that never ends is one by intent: not `iter(read, b"")`, which ends with a file."""
     if not isinstance(node, ast.Call) or get_last_name(node) != "iter" or len(node.args) != 2:
         return True
-    return get_last_name(node.args[0]) in FACTORIES or isinstance(getattr(node.args[0], "body", None), ast.Constant)
+    source = node.args[0]
+    return get_last_name(source) in FACTORIES or isinstance(getattr(source, "body", None), ast.Constant)
 
 
 @contract

@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -128,7 +129,18 @@ def walk_own(node: ast.AST) -> tuple[ast.AST, ...]:
     return tuple(nodes)
 
 
+@contract
+def walk_top(syntax: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes that run when a module is imported: with the bodies of classes, without those of functions."""
+    left: list[ast.AST] = [syntax]
+    while left:
+        node = left.pop()
+        yield node
+        left += [child for child in list_children(node) if not isinstance(child, FunctionNode)]
+
+
 @lru_cache(maxsize=4096)
+@contract
 def count_names(module: Module) -> Counter[str]:
     """Return how often a module mentions each name: reads it, takes it as an attribute, or imports it."""
     names = Counter[str]()

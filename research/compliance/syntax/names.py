@@ -3,10 +3,11 @@
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.functions import PROPERTIES, Function, FunctionNode, list_functions
-from research.compliance.syntax.tree import Module, list_children, walk
+from research.compliance.syntax.tree import Module, find_home, list_children, walk
 
 WRITERS = PROPERTIES - {"property", "cached_property", "getter"}  # the second functions of a property's name
 
@@ -30,6 +31,7 @@ class Names:
     classes: dict[str, Class] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)  # name here -> dotted name in the tree
     aliases: dict[str, str] = field(default_factory=dict)  # name = another name, at the top
+    tables: dict[str, set[str]] = field(default_factory=dict)  # the names in a dict, a list or a lambda at the top
 
 
 @contract
@@ -53,6 +55,9 @@ def read_names(module: Module) -> Names:
         if isinstance(statement, ast.Assign):
             targets = [target.id for target in statement.targets if isinstance(target, ast.Name)]
             names.aliases |= dict.fromkeys(targets, read_alias(statement.value))
+            if isinstance(statement.value, ast.Dict | ast.List | ast.Tuple | ast.Lambda):
+                parts = [node.id for node in walk(statement.value) if isinstance(node, ast.Name)]
+                names.tables |= {target: {*parts} for target in targets}
     return names
 
 
@@ -61,8 +66,8 @@ def index_functions(module: Module) -> dict[str, Function]:
     functions = dict[str, Function]()
     for function in list_functions(module):
         key = to_key(function)
-        if key in functions:
-            functions[f"{key}:{functions[key].node.lineno}"] = functions[key]
+        if earlier := functions.get(key):
+            functions[f"{key}:{earlier.node.lineno}"] = earlier
         functions[key] = function
     return functions
 
@@ -95,23 +100,14 @@ def read_imports(module: Module, nodes: Iterable[ast.AST]) -> dict[str, str]:
     return imports
 
 
-@contract
-def find_home(module: Module, node: ast.ImportFrom) -> str:
-    """Return the dotted name of the module that `from ... import` reads."""
-    if not node.level:
-        return node.module or ""
-    is_package = module.path.endswith("__init__.py")
-    parts = module.name.split(".")
-    parts = parts[: len(parts) - node.level + is_package]
-    return ".".join([*parts, *filter(None, [node.module])])
-
-
 def read_attributes(node: ast.ClassDef) -> dict[str, ast.expr]:
     """Return the annotations of a class's attributes, or the class that its constructor calls for them, by name."""
     annotated = dict[str, ast.expr]()
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             annotated[statement.target.id] = statement.annotation
+        elif isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name):
+            annotated |= {target.id: statement.value for target in statement.targets if isinstance(target, ast.Name)}
         elif isinstance(statement, FunctionNode) and statement.name == "__init__":
             annotated |= read_constructor(statement)
     return annotated
@@ -137,8 +133,9 @@ def read_constructor(node: FunctionNode) -> dict[str, ast.expr]:
     return annotated
 
 
+@lru_cache(maxsize=32768)  # of functions: several rules look at each
 @contract
-def list_bound(node: FunctionNode) -> set[str]:
+def list_bound(node: FunctionNode) -> frozenset[str]:
     """Return the names that a function binds itself: parameters, also those of its lambdas, and what it assigns."""
     bound, unbound, left = set[str](), set[str](), list[ast.AST]([*node.body, node.args])
     while left:
@@ -153,4 +150,4 @@ def list_bound(node: FunctionNode) -> set[str]:
             bound.add(child.name)
         if not isinstance(child, FunctionNode | ast.ClassDef):
             left += list_children(child)
-    return bound - unbound
+    return frozenset(bound - unbound)

@@ -24,7 +24,6 @@ class Block:
     continue_to: frozenset[int]
     handlers: frozenset[int] = frozenset()
 
-    @contract
     def enter(self, statements: list[ast.stmt], after: frozenset[int]) -> frozenset[int]:
         """Return the first of some statements, or what is after them where there are none."""
         return frozenset([id(statements[0])]) if statements else after
@@ -191,6 +190,6 @@ def walk_certain(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
         elif isinstance(node, ast.IfExp):
             left.append(node.test)
         elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            left.append(node.generators[0].iter)
+            left += [part.iter for part in node.generators[:1]]
         elif not isinstance(node, ast.Lambda):
             left += list_children(node)

@@ -43,9 +43,10 @@ class Changes:
         self.paths = paths
         self.origins = find_origins(paths)
         self.by_key: dict[str, list[Change]] = {}
-        heads: list[ast.AST] = [paths.loop.test] if isinstance(paths.loop, ast.While) else []
+        loop = paths.loop
+        heads: list[ast.AST] = [loop.test] if isinstance(loop, ast.While) else []
         statements = [(identity, list_heads(node), node) for identity, node in paths.nodes.items()]
-        for identity, parts, node in [(0, heads, paths.loop.body[0]), *statements]:
+        for identity, parts, node in [(0, heads, loop.body[0]), *statements]:
             changes = [change for part in walk_certain(parts) for change in self.read(part, identity)]
             if identity and isinstance(node, ast.For | ast.AsyncFor):  # a loop inside sets its names
                 changes += [Change(name, SET, identity) for name in list_names(node.target)]
@@ -224,7 +225,7 @@ def read_call(node: ast.Call, identity: int) -> Iterator[Change]:
     if owner is None:
         return
     if name in TAKERS:  # `get(key)` of a mapping takes nothing away; that of a queue is told at most whether to wait
-        is_lookup = name == "get" and bool(node.args) and getattr(node.args[0], "value", None) not in (True, False)
+        is_lookup = name == "get" and any(getattr(key, "value", None) not in (True, False) for key in node.args[:1])
         yield Change(ast.unparse(owner), "" if is_lookup else TAKE, identity)
     elif name in GIVERS | EXTENDERS:
         yield Change(ast.unparse(owner), GROW if name in GIVERS else EXTEND, identity)

@@ -1,4 +1,4 @@
-"""Where a function is named without being called: inspected, compared, or annotated."""
+"""What names a function without calling it: comparisons, annotations, what inspects it."""
 
 import ast
 from collections.abc import Iterable, Iterator
