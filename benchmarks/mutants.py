@@ -164,6 +164,7 @@ def read_rows(path: Path) -> dict[Mutant, str]:
         }
 
 
+@contract
 def main(mutants: int, table: Path | None) -> harness.Results:
     """Try all mutants that were not tried yet; return the shares that tests and contracts kill."""
     path = table / RESULTS if table else Path(os.devnull)

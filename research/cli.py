@@ -69,7 +69,7 @@ def redact(value: T, depth: int = ranges.MAX_NESTING) -> T:
         return type(value)(redact(item, depth - 1) for item in value)  # type: ignore[call-arg, attr-defined]
     if isinstance(value, bytes):
         return redact_text(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")  # type: ignore[return-value]
-    return redact_text(str(value)) if isinstance(value, str | dict | list | tuple) else value  # type: ignore[return-value]
+    return redact_text(str(value)) if isinstance(value, str if depth else str | dict | list | tuple) else value  # type: ignore[return-value]
 
 
 def redact_text(text: str) -> str:
@@ -84,7 +84,8 @@ def redact_text(text: str) -> str:
 
 def is_secret(key: object, value: object) -> bool:
     """Return whether a key names a secret, and its value may be one."""
-    return bool(value) and type(value) in (str, bytes, int, float) and re.search(SECRET_KEY, str(key)) is not None
+    is_plain = isinstance(value, str | bytes | int | float) and not isinstance(value, bool)
+    return is_plain and bool(value) and re.search(SECRET_KEY, str(key)) is not None
 
 
 def find_secrets() -> Iterator[str]:
@@ -285,7 +286,6 @@ def get_message(error: BaseException) -> str:
         return ""
 
 
-@contract
 def format_duration(seconds: float) -> str:
     """Return a time for people in its two largest units: 3.2 s, 45 s, 3 min 20 s, 2 h 05 min or 1 d 04 h."""
     if (rounded := round(seconds)) < 60:

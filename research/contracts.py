@@ -9,10 +9,10 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from inspect import formatannotation, unwrap
+from inspect import formatannotation, iscoroutinefunction, unwrap
 from numbers import Integral, Real
 from types import FunctionType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from research.ranges import parse_annotation
 
@@ -76,9 +76,13 @@ class Terms:
         """Return the rules of the parameters that have an index, None for one that takes anything; keep all by their names."""
         code, hints = unwrap(self.function).__code__, read_hints(self.function)
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        if iscoroutinefunction(self.function):  # what it returns is checked by who awaits it
+            hints = {name: hint for name, hint in hints.items() if name != "return"}
         rules = [make_rule(name, hints[name]) for name in (*names, "return") if hints.get(name) is not None]
         self.by_name = {rule.name: rule for rule in rules if rule is not None}
         self.by_index = tuple(self.by_name.get(name) for name in names[: code.co_argcount])
+        for name in names[: code.co_posonlyargcount]:  # a keyword of that name is one of **kwargs
+            self.by_name.pop(name, None)
         return self.by_index
 
     def find_mistake(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exception | None:
@@ -125,8 +129,8 @@ def make_rule(name: str, annotation: Any) -> Rule | None:
 
 def is_checkable(kind: Any) -> bool:
     """Return whether isinstance says what is of a class: not of a protocol, of what typing has, or of object itself."""
-    is_protocol = getattr(kind, "_is_protocol", False)
-    return isinstance(kind, type) and not is_protocol and kind is not object and kind.__module__ != typing.__name__
+    has_no_instances = getattr(kind, "_is_protocol", False) or is_typeddict(kind)
+    return isinstance(kind, type) and not has_no_instances and kind is not object and kind.__module__ != typing.__name__
 
 
 def holds_texts(kind: type, value: object) -> bool:

@@ -139,7 +139,7 @@ class TrainedRun:
             raise ValueError(f"{error} (start from the folder in which it was trained)") from error
 
 
-def load_run(run: str, base: str | None = None, merge: bool = True) -> TrainedRun:
+def load_run(run: str | Path, base: str | None = None, merge: bool = True) -> TrainedRun:
     """Load the newest intact checkpoint of a run folder or an MLflow run id, or the one that RUN/checkpoints/step-* names.
 
     Averaged weights take the place of the last ones where the run has them: it was evaluated with them. A model that was
@@ -147,6 +147,7 @@ def load_run(run: str, base: str | None = None, merge: bool = True) -> TrainedRu
     where its base lies now. Raise ValueError where there is no such run, none of its checkpoints is intact, its configuration
     cannot be read, or its base has changed.
     """
+    run = str(run)
     path = find_run(run)
     folder = to_run_folder(path)
     settings, damage = load_config(path)

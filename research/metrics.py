@@ -38,6 +38,7 @@ def num_correct(logits: Float[Tensor, "batch *rest"], targets: Int[Tensor, "batc
     return (put_classes_last(logits, targets).argmax(-1) == targets).sum()
 
 
+@contract
 def put_classes_last(
     logits: Float[Tensor, "batch *rest"], targets: Shaped[Tensor, "batch *positions"]
 ) -> Float[Tensor, "batch *positions classes"]:

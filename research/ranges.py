@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -75,8 +75,7 @@ PLAIN_TYPES = (int, float, bool, str, NoneType)
 
 def is_number(value: object, interval: str, takes_fractions: bool = True) -> bool:
     """Return whether a value is a number in an interval; without `takes_fractions` a whole one. A bool is none."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
-    has_type = is_integer or (isinstance(value, float) and takes_fractions)
+    has_type = isinstance(value, Real if takes_fractions else Integral) and not isinstance(value, bool)  # numpy's too
     return has_type and (not interval or is_in_interval(interval, float(cast(float, value))))
 
 

@@ -1,5 +1,6 @@
 """Contracts: what annotations say is checked at each call, and what the checker of the Power of Ten counts is real."""
 
+import asyncio
 import importlib
 import json
 import pickle
@@ -8,9 +9,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import pytest
@@ -29,6 +31,10 @@ Item = TypeVar("Item")
 
 class Named(Protocol):
     name: str
+
+
+class Sizes(TypedDict):
+    width: int
 
 
 class Wrong:
@@ -106,6 +112,7 @@ ACCEPTED: dict[str, tuple[Any, list[object], list[object]]] = {  # annotation, w
     "class": (type[Exception], [ValueError], [ValueError(), 3]),
     "numbers": (float, [1, 1.5, np.float32(1), float("nan"), True], ["1", None]),
     "interval or nothing": (PositiveInt | None, [1, None], [0, 1.0, "1", True]),
+    "numpy's in an interval": (Share, [np.float32(0.5), np.int64(1), Fraction(1, 2)], [np.float32(2), "0.5"]),
     "a note of somebody else's": (Annotated[int, 3], [1, np.int64(1)], ["a", 1.5]),
     "texts": (Sequence[str], [[], ("a",)], ["a", b"a", 3]),
     "an iterator": (Iterator[str], [iter("ab")], ["ab", ["a"]]),
@@ -124,7 +131,7 @@ def test_annotations(name: str) -> None:
     assert [value for value in wrong if rule.accepts(value)] == []
 
 
-@pytest.mark.parametrize("annotation", [Any, object, Item, Named, int | Any, Named | None])
+@pytest.mark.parametrize("annotation", [Any, object, Item, Named, Sizes, int | Any, Named | None])
 def test_what_takes_anything_has_no_rule(annotation: Any) -> None:
     assert make_rule("x", annotation) is None
 
@@ -135,6 +142,26 @@ def test_an_interval_is_the_one_of_mathematics(value: object, low: int, width: i
     assert rule is not None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     assert rule.accepts(value) == (is_number and low <= value < low + width)  # type: ignore[operator]
+
+
+def test_a_keyword_of_the_name_of_a_positional_parameter_is_another() -> None:
+    @contract
+    def scale(x: int, /, **names: str) -> str:
+        return names["x"] * x
+
+    assert scale(2, x="a") == "aa"
+    with pytest.raises(TypeError, match="takes x as int"):
+        scale("a")  # type: ignore[arg-type]
+
+
+def test_a_coroutine_is_no_result() -> None:
+    @contract
+    async def wait(x: int) -> int:
+        return x
+
+    assert asyncio.run(wait(3)) == 3
+    with pytest.raises(TypeError, match="takes x as int"):
+        asyncio.run(wait("3"))  # type: ignore[arg-type]
 
 
 def test_a_contract_changes_nothing_else() -> None:

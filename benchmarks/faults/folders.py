@@ -122,6 +122,7 @@ def damage_record(name: str, signum: signal.Signals, unnamed: tuple[str, ...]) -
     return row
 
 
+@contract
 def move_things() -> Row:
     """Move, link and copy what belongs to a run, or put something in its way: the same command goes on, to the same end."""
     row, source = Row("moved and linked things"), make_source(signal.SIGKILL)
@@ -144,6 +145,7 @@ def is_same(copy: Path, run: Path) -> bool:
     return files[0] == files[1]
 
 
+@contract
 def copy_checkpoint_out() -> Row:
     """Go on from a checkpoint that was copied elsewhere: to the same weights, and nothing beside the copy is touched."""
     row, source = Row("checkpoint copied out"), make_source(signal.SIGKILL)
@@ -160,6 +162,7 @@ def copy_checkpoint_out() -> Row:
     return row
 
 
+@contract
 def resume_other_settings() -> Row:
     """Ask for a run of other settings by resume=auto: it gets a folder of its own, and is refused in that of this one."""
     row, source = Row("resume=auto with other settings"), make_source(signal.SIGKILL)

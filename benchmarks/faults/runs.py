@@ -123,6 +123,7 @@ def run_undisturbed(overrides: list[str]) -> tuple[str, list[dict[str, Any]]]:
         return workspace.read_result()
 
 
+@contract
 def run_twice() -> Row:
     """Start a second run on a folder: it is refused while the first runs, and damages nothing."""
     row, overrides = Row("two runs on one folder"), [*PHASES["steps"], JSONL]

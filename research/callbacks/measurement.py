@@ -41,6 +41,7 @@ class Measurement(Callback):
         """Measure weights or gradients, of which the update under way will be number `step`."""
 
 
+@contract
 def make_figure(width: float, height: float, title: str) -> "Figure":
     """Return an empty figure of a size in inches."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
@@ -50,6 +51,7 @@ def make_figure(width: float, height: float, title: str) -> "Figure":
     return figure
 
 
+@contract
 def save_figure(draw: Callable[[], "Figure"], state: State, name: str) -> None:
     """Save a figure in the run folder, as plots/NAME.png. Warn where its numbers cannot be drawn: the run itself is whole."""
     assert state.info.folder

@@ -10,7 +10,6 @@ import ast
 from collections.abc import Mapping
 
 from research.compliance.findings import Finding, RuleResult
-from research.compliance.results import is_nothing
 from research.compliance.syntax.calls import CallGraph
 from research.compliance.syntax.contract import contract
 from research.compliance.syntax.enforced import Enforcement
@@ -22,6 +21,7 @@ RULE = 5
 WANTED = 2  # of a function, on average
 MOST = 4  # that count of one function: a long one does not make up for many
 CHECKERS = ("check", "require", "validate", "ensure", "verify", "refuse", "enforce")
+BROAD = {"Exception", "BaseException", "ValueError", "TypeError"}
 FIX = "raise an error for what it cannot take (an assert goes away under python -O)"
 
 
@@ -97,7 +97,19 @@ def swallows(statement: ast.stmt, block: list[ast.stmt]) -> bool:
     """Return whether a try swallows what this block of it raises."""
     if not isinstance(statement, ast.Try | ast.TryStar) or block is not statement.body:
         return False
-    return any(all(map(is_nothing, handler.body)) for handler in statement.handlers)
+    return any(is_broad(handler.type) and not can_raise(handler) for handler in statement.handlers)
+
+
+@contract
+def is_broad(node: ast.expr | None) -> bool:
+    """Return whether an except clause takes any exception, or those that checks raise."""
+    parts = node.elts if isinstance(node, ast.Tuple) else [node]
+    return any(part is None or get_last_name(part) in BROAD for part in parts)
+
+
+def can_raise(handler: ast.ExceptHandler) -> bool:
+    """Return whether a handler may raise in its turn."""
+    return any(isinstance(node, ast.Raise) for node in walk_own(handler))
 
 
 def raises(function: Function) -> bool:
@@ -109,7 +121,8 @@ def count_checks(unit: str, graph: CallGraph, checkers: set[str]) -> int:
     """Return how many checks the body of a function has: conditions under which it raises, and checkers that it calls."""
     function = graph.functions[unit]
     calls = [node for node in walk_own(function.node) if isinstance(node, ast.Call) and not hands_on_all(node)]
-    return len(list_raises(function)) + sum(bool(checkers & graph.resolve_call(unit, call)) for call in calls)
+    made = {ast.unparse(call) for call in calls if checkers & graph.resolve_call(unit, call)}  # the same call twice is one
+    return len(list_raises(function)) + len(made)
 
 
 def hands_on_all(call: ast.Call) -> bool:

@@ -164,6 +164,7 @@ def list_broad(module: Module) -> set[str]:
     return names
 
 
+@contract
 def is_broad(node: ast.expr | None, names: set[str]) -> bool:
     """Return whether an except clause takes any exception."""
     parts = node.elts if isinstance(node, ast.Tuple | ast.List) else [node]

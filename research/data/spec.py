@@ -152,6 +152,7 @@ class Split:
             return num_valid_targets(self.targets[index]).clamp(min=1)
         return len(index) * self.target_shape.numel()
 
+    @contract
     def take(self, count: int | None) -> "Split":
         return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
 

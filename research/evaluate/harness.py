@@ -11,6 +11,7 @@ Requests of one length make a batch: nothing is padded, so no result depends on 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ Request = tuple[Any, list[int], list[int]]  # its texts, the context's tokens, a
 class TrainedLM(TemplateLM):
     """A run folder, a checkpoint or an MLflow run id. Raise ValueError for a run that predicts no text."""
 
-    def __init__(self, run: str, packed: bool = False, batch_size: int = 16) -> None:
+    def __init__(self, run: str | Path, packed: bool = False, batch_size: int = 16) -> None:
         super().__init__()
         trained = load_run(run)
-        self.text_tokenizer, self.max_length = check_text(run, trained)
+        self.text_tokenizer, self.max_length = check_text(str(run), trained)
         self.model: nn.Module = pack_model(trained.model) if packed else trained.model
         self.batch_size = batch_size
 

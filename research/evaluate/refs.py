@@ -133,6 +133,7 @@ def list_runs(word: str, folder: Path) -> list[ModelRef]:
     return [ModelRef(str(path), path, "run") for path in saved]
 
 
+@contract
 def read_report(word: str, path: Path) -> dict[str, Any]:
     """Return the report of an export. Raise ValueError where it cannot be read."""
     report = read_json(path / EXPORT_FILE)

@@ -226,6 +226,7 @@ def is_image(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
+@contract
 def is_class(feature: Any) -> bool:
     """Return whether a column holds classes: names, whole numbers, or true and false."""
     import datasets

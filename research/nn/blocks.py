@@ -41,6 +41,7 @@ def find_useless_pattern(names: Collection[str], include: Sequence[str], exclude
     return next(useless, None)
 
 
+@contract
 def recompute(model: nn.Module) -> None:
     """Save only each block's input for the backward pass, and compute the rest again there (Chen et al. 2016, 1604.06174).
 

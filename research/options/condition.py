@@ -31,7 +31,7 @@ class Condition:
     Raise ValueError that names the setting for text that is no condition.
     """
 
-    def __init__(self, source: str, setting: str) -> None:
+    def __init__(self, source: object, setting: str) -> None:
         self.source, self.setting, self.names = str(source), setting, set[str]()
         try:
             self._evaluate = self._compile(ast.parse(self.source, mode="eval").body)

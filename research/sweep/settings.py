@@ -122,7 +122,7 @@ def find_conflicts(s: SweepSettings) -> Iterator[str]:
 
 
 @contract
-def parse_bound(text: str) -> tuple[str, float] | None:
+def parse_bound(text: object) -> tuple[str, float] | None:
     """Return the sign and the number of a constraint as "<= 2e6"; None if it is no bound."""
     match = BOUND.fullmatch(str(text))
     try:

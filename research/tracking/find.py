@@ -32,11 +32,12 @@ def find_folder(source: str, hint: str) -> Path | None:
 
 
 @contract
-def find_run(run: str, setting: str = "RUN", uri: str | None = None) -> Path:
+def find_run(run: str | Path, setting: str = "RUN", uri: str | None = None) -> Path:
     """Return the folder of a run or a checkpoint, by its path or its id in the MLflow at `uri`, by default that of runs.
 
     Raise ValueError, which names the setting, where there is none.
     """
+    run = str(run)
     check_run(run, setting)
     path = find_source(run, "", setting, uri)
     return path if is_checkpoint(path) else to_run_folder(path)

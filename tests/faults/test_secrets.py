@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import assume, given
@@ -365,3 +367,20 @@ def test_the_program_hides_what_python_itself_would_print(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert f"RuntimeError: http://me:{HIDDEN}@host" in done.stderr
     assert PASSWORD not in done.stderr
+
+
+def test_subclasses_are_redacted_and_other_containers_stay() -> None:
+    """A text of numpy is a text, and a named tuple or a torch.Size is no list to be rebuilt."""
+
+    class Pair(NamedTuple):
+        a: str
+        b: int
+
+    assert redact({"password": np.str_(PASSWORD), "api_key": 12345678, "done_token": True}) == {
+        "password": HIDDEN,
+        "api_key": HIDDEN,
+        "done_token": True,
+    }
+    pair = Pair("a", 1)
+    assert redact({"pair": pair, "sizes": [torch.Size([2, 3])]}) == {"pair": pair, "sizes": [torch.Size([2, 3])]}
+    assert type(redact(pair)) is Pair

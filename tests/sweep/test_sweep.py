@@ -179,6 +179,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["x=1,2", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up: give minimize or maximize"),
     (["x=1,2", "hydra.sweeper.when={x: 'q > 1'}"], "q is neither swept nor in the configuration"),
     (["x=1,2", "hydra.sweeper.constraints={a: 'small'}"], "hydra.sweeper.constraints.a=small: give a bound"),
+    (["x=1,2", "hydra.sweeper.constraints={a: 5}"], "hydra.sweeper.constraints.a=5: give a bound"),
+    (["x=1,2", "hydra.sweeper.constraints={a: null}"], "hydra.sweeper.constraints.a=None: give a bound"),
     (["x=interval(0.0,1.0)", "hydra.sweeper.enqueue=[{q: 1}]"], "hydra.sweeper.enqueue: the sweep has no parameter q"),
     (
         ["x=1,2", "hydra/sweeper/pruner=median", "hydra.sweeper.direction=[minimize,minimize]"],

@@ -70,7 +70,9 @@ def explain_alternatives(test: ast.BoolOp) -> str:
     is_or = isinstance(test.op, ast.Or)
     if any(get_truth(value) is is_or for value in test.values):
         return "one part of it is a constant that decides"
-    return ""
+    denied = [value.operand for value in test.values if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)]
+    decisive = denied if not is_or else [value for value in test.values if isinstance(value, ast.Call)]
+    return next(filter(None, (explain_call(value) for value in decisive if isinstance(value, ast.Call))), "")
 
 
 def explain_comparison(test: ast.Compare, constants: Mapping[str, ast.Constant]) -> str:
