@@ -99,10 +99,10 @@ def read_register(path: Path, name: str = REGISTER_FILE) -> Register:
         return Register(name, findings=(make_finding(name, 1, name, f"it is no TOML: {reason}; mend it"),))
     tables = content.get("deviation", [])
     is_list = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
-    problems = explain_head(content, is_list)
+    problems, tables = explain_head(content, is_list), tables if is_list else []
     lines = [number for number, line in enumerate(text.splitlines(), 1) if HEADER.match(line)]
     lines += [1] * (len(tables) - len(lines))
-    entries = [Entry(index + 1, lines[index], table) for index, table in enumerate(tables)] if is_list else []
+    entries = [Entry(index + 1, lines[index], table) for index, table in enumerate(tables)]
     return Register(name, tuple(entries), tuple(make_finding(name, 1, name, problem) for problem in problems))
 
 

@@ -115,6 +115,7 @@ LIES = {
     "version true": (GOOD.replace("version = 1", "version = true"), "version is True"),
     "an unknown key at the top": ('all = "*"\n' + GOOD, "all is an unknown key"),
     "a table in place of a list": (GOOD.replace("[[deviation]]", "[deviation]"), "deviation is no list of tables"),
+    "a number in place of a list": ("version = 1\ndeviation = 5", "deviation is no list of tables"),
     "a list of texts": ('version = 1\ndeviation = ["a.walk"]', "deviation is no list of tables"),
     "no TOML": ("version = 1\n[[deviation\n", "it is no TOML"),
     "brackets without an end": ("version = " + "[" * 20_000, "it is no TOML"),
