@@ -49,7 +49,7 @@ def test_help_names_the_command(name: str, monkeypatch: pytest.MonkeyPatch, caps
 def test_make_runs_every_benchmark_but_the_long_ones() -> None:
     rule = re.search(r"\nbench: setup-dev .*?\n(.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL)
     assert rule
-    assert set(PROGRAMS) - set(re.findall(r"\w+", rule[1])) == {"pruning", "sweep_kills"}
+    assert set(PROGRAMS) - set(re.findall(r"\w+", rule[1])) == {"mutants", "pruning", "sweep_kills"}
 
 
 @pytest.mark.parametrize(
